@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ktls
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"math"
+	"net"
+	"reflect"
+	"syscall"
+)
+
+// copyBuffer is the buffer of an ordinary copy in bytes: several records per
+// system call.
+const copyBuffer = 128 << 10
+
+// errNoSplice: nothing was moved, or what was moved is accounted for; copy the rest.
+// It is not errors.ErrUnsupported, as which some errnos count.
+var errNoSplice = errors.New("cannot be spliced")
+
+// ReadFrom writes what it reads from r until the end of it. Regular files go by
+// sendfile and TCP and unix stream sockets by splice, also below an
+// io.LimitedReader; everything else is copied.
+func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
+	var n int64
+	var err error
+	source, limit := r, int64(math.MaxInt64)
+	limited, ok := r.(*io.LimitedReader)
+	if ok {
+		source, limit = limited.R, limited.N
+	}
+	if file, ok := regularFile(source); ok {
+		n, err = c.sendFile(file, limit)
+	} else if socket, ok := streamSocket(source); ok {
+		n, err = c.spliceFrom(socket, limit)
+	}
+	if limited != nil {
+		limited.N -= n
+	}
+	if errors.Is(err, io.EOF) {
+		return n, nil
+	}
+	if err != nil && !errors.Is(err, errNoSplice) {
+		return n, err
+	}
+	m, err := c.copyRest(r)
+	return n + m, err
+}
+
+// copyRest copies what is left: all, or what a file got after we looked at its size,
+// or what a file of no known size has (/proc). Often it is nothing, hence the small
+// buffer first.
+func (c *Conn) copyRest(r io.Reader) (int64, error) {
+	first := make([]byte, 512)
+	defer clear(first)
+	n, err := r.Read(first)
+	written, werr := c.Write(first[:n])
+	switch {
+	case werr != nil:
+		return int64(written), werr
+	case errors.Is(err, io.EOF):
+		return int64(written), nil
+	case err != nil:
+		return int64(written), err
+	}
+	m, err := copyBetween(c, r)
+	return int64(written) + m, err
+}
+
+// WriteTo reads application data until close_notify and writes it to w: by splice
+// if w is a TCP or unix stream socket or another Conn, else by copying.
+func (c *Conn) WriteTo(w io.Writer) (int64, error) {
+	if sink, ok := pipeSinkOf(w); ok {
+		n, err := c.spliceTo(w, sink)
+		if !errors.Is(err, errNoSplice) {
+			return n, err
+		}
+	}
+	return copyBetween(w, c)
+}
+
+// copyBetween is io.Copy with a large buffer and without ReadFrom and WriteTo.
+func copyBetween(w io.Writer, r io.Reader) (int64, error) {
+	buffer := make([]byte, copyBuffer)
+	defer clear(buffer)
+	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, buffer)
+}
+
+// fileReader is an *os.File, or the type that package os puts around it before it
+// calls ReadFrom.
+type fileReader interface {
+	fs.File
+	io.Seeker
+	syscall.Conn
+}
+
+// regularFile returns r if it is a file that has a size.
+func regularFile(r io.Reader) (fileReader, bool) {
+	f, ok := r.(fileReader)
+	if !ok {
+		return nil, false
+	}
+	info, err := f.Stat()
+	return f, err == nil && info.Mode().IsRegular()
+}
+
+// streamSocket returns r if it is exactly a TCP or unix stream socket of package
+// net. A type that embeds one may have bytes of its own to read first.
+func streamSocket(r any) (syscall.Conn, bool) {
+	switch v := r.(type) {
+	case *net.TCPConn:
+		return v, true
+	case *net.UnixConn:
+		return v, v.LocalAddr().Network() == "unix"
+	}
+	// (*net.TCPConn).WriteTo, which io.Copy calls first, comes back to us with the
+	// connection in this type.
+	if t := reflect.TypeOf(r); t != nil && t.PkgPath() == "net" && t.Name() == "tcpConnWithoutWriteTo" {
+		v, ok := r.(syscall.Conn)
+		return v, ok
+	}
+	return nil, false
+}
+
+// pipeSink takes what is in a pipe. It returns how much it took.
+type pipeSink func(p *pipe, n int) (int, error)
+
+func pipeSinkOf(w io.Writer) (pipeSink, bool) {
+	if c, ok := w.(*Conn); ok {
+		return c.sendPipe, true
+	}
+	socket, ok := streamSocket(w)
+	if !ok {
+		return nil, false
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil, false
+	}
+	return func(p *pipe, n int) (int, error) { return p.moveOut(raw, n) }, true
+}

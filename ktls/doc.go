@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ktls puts the state of a TLS connection into the record layer of the
+// Linux kernel (Documentation/networking/tls.rst) and works with sockets that
+// have it there.
+//
+// [Install] takes one [blob.State] per direction and one TCP socket, checks that
+// they belong together and that the socket has no keys yet, attaches the upper
+// layer protocol (ULP) "tls", sets TLS_RX and TLS_TX, reads both back and compares
+// them with what it set. From the moment the ULP is on, every failure ends with
+// the socket shut down: a socket with the ULP and without a key sends clear text.
+//
+// [Conn] is a net.Conn over such a socket for Go programs; a program in another
+// language uses plain system calls. [InfoOf] tells whether the kernel or the NIC
+// protects the records, [Probe] what this machine can do. Probing tries things: a
+// kernel version appears in this package only in comments that say where a fact
+// was seen.
+//
+// What this package does not do: it does not shake hands (handshaker does), it
+// keeps no key after Install returned, and it cannot change the keys of a running
+// connection: a KeyUpdate of the peer ends it with [ErrKeyUpdate]. It cannot
+// prevent others who hold the descriptor from asking the kernel for the keys with
+// getsockopt.
+//
+// Package ktls is for Linux only.
+package ktls

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ktls
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+)
+
+// input is the reading half of a Conn.
+type input struct {
+	sync.Mutex
+	err     error // the final error
+	control controlReader
+	receive func(fd uintptr) bool
+	call    receiveCall
+}
+
+// receiveCall is one recvmsg: what goes in and what comes out. It lives in the
+// Conn so that a Read allocates nothing for it.
+type receiveCall struct {
+	buffer []byte
+	n      int
+	// contentType is that of the record, 0 at the end of the TCP stream.
+	contentType uint8
+	err         error
+}
+
+// Read reads application data.
+func (c *Conn) Read(p []byte) (int, error) {
+	c.in.Lock()
+	defer c.in.Unlock()
+	if len(p) == 0 {
+		return 0, c.in.err
+	}
+	return c.read(p)
+}
+
+// read is Read under the lock. It uses p for control records too.
+func (c *Conn) read(p []byte) (int, error) {
+	for c.in.err == nil {
+		n, contentType, err := c.receive(p)
+		switch {
+		case err != nil:
+			return 0, c.readError(err)
+		case contentType == 0:
+			c.in.err = io.ErrUnexpectedEOF
+		case contentType == recordData:
+			if end := c.in.control.data(); end != nil {
+				c.endRead(end)
+			} else if n > 0 {
+				return n, nil
+			}
+		default:
+			if end := c.in.control.control(contentType, p[:n]); end != nil {
+				c.endRead(end)
+			}
+			clear(p[:n])
+		}
+	}
+	return 0, c.in.err
+}
+
+// receive waits for a piece of one record.
+func (c *Conn) receive(p []byte) (int, uint8, error) {
+	c.in.call = receiveCall{buffer: p}
+	err := c.raw.Read(c.in.receive)
+	call := c.in.call
+	c.in.call = receiveCall{}
+	if err == nil {
+		err = call.err
+	}
+	return call.n, call.contentType, err
+}
+
+// endRead makes an ending final. Whatever is not a clean end ends writing as well,
+// with an alert if the peer does not know yet.
+func (c *Conn) endRead(end *ending) {
+	c.in.err = end.err
+	if !errors.Is(end.err, io.EOF) {
+		c.abort(end)
+	}
+}
+
+// recordErrors says what the kernel means when it cannot open a record (net/tls/tls_sw.c,
+// tls_rx_msg_size and tls_decrypt_sg). It reports some of them only once and then
+// waits for ever, so each is final.
+var recordErrors = map[syscall.Errno]ending{
+	syscall.EBADMSG:     {fmt.Errorf("%w: it did not authenticate, or is too short", ErrRecord), alertBadRecordMAC},
+	syscall.EMSGSIZE:    {fmt.Errorf("%w: it is too long", ErrRecord), alertRecordOverflow},
+	syscall.EINVAL:      {fmt.Errorf("%w: its header is not that of TLS", ErrRecord), alertDecodeError},
+	syscall.EKEYEXPIRED: {ErrKeyUpdate, alertInternalError},
+}
+
+// readError turns an error of the socket into what Read returns.
+func (c *Conn) readError(err error) error {
+	var end *ending
+	if errors.As(err, &end) {
+		c.endRead(end)
+		return c.in.err
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		if end, ok := recordErrors[errno]; ok {
+			c.endRead(&end)
+			return c.in.err
+		}
+	}
+	err = c.opError("read", err)
+	if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, net.ErrClosed) {
+		// A reset is told once; the kernel then lets every write succeed and sends
+		// nothing.
+		c.endRead(&ending{err, alertCloseNotify})
+	}
+	return err
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ktls
+
+import (
+	"errors"
+	"io"
+	"math"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// spliceFrom sends up to limit bytes from another socket. The error is io.EOF at
+// the end of either, and errNoSplice if there is no pipe.
+func (c *Conn) spliceFrom(source syscall.Conn, limit int64) (int64, error) {
+	raw, err := source.SyscallConn()
+	if err != nil {
+		return 0, errNoSplice
+	}
+	p, err := newPipe()
+	if err != nil {
+		return 0, err
+	}
+	defer p.close()
+	var sent int64
+	for sent < limit {
+		n, err := p.moveIn(raw, int(min(limit-sent, pipeSize, math.MaxInt32)))
+		if err != nil {
+			return sent, err
+		}
+		if n == 0 {
+			break
+		}
+		m, err := c.sendPipe(p, n)
+		sent += int64(m)
+		if err != nil {
+			return sent, err
+		}
+	}
+	return sent, io.EOF
+}
+
+// sendPipe sends n bytes, all that is in the pipe.
+func (c *Conn) sendPipe(p *pipe, n int) (int, error) {
+	c.out.Lock()
+	defer c.out.Unlock()
+	sent := 0
+	for sent < n {
+		// Pieces of one byte are possible, and no more of them than slots.
+		pieces := min(p.slots, n-sent)
+		chunk, err := c.mayWrite(n-sent, pieces)
+		if err != nil {
+			return sent, err
+		}
+		m, err := p.moveOnce(c.raw, chunk)
+		c.out.counter.add(m, pieces)
+		sent += m
+		if err != nil {
+			return sent, c.writeError(err)
+		}
+	}
+	return sent, nil
+}
+
+// recordPieces is the most slots of a pipe that one record takes: the kernel splices
+// one record at a time, in no more pieces than a socket buffer has fragments
+// (net/core/skbuff.c, skb_splice_bits, MAX_SKB_FRAGS).
+const recordPieces = 17
+
+// errNoData: what comes next is not application data, or not a record.
+var errNoData = errors.New("no application data to splice")
+
+// spliceTo moves application data to a sink until close_notify. Linux 6.12 loses
+// the rest of a record of which the pipe takes only a part, so the pipe always has
+// room for the largest record, and is drained before more is asked for.
+func (c *Conn) spliceTo(w io.Writer, sink pipeSink) (int64, error) {
+	p, err := newPipe()
+	if err != nil {
+		return 0, err
+	}
+	defer p.close()
+	var total int64
+	for {
+		n, err := c.spliceRecords(p)
+		if n > 0 {
+			m, err := sink(p, n)
+			total += int64(m)
+			if err != nil {
+				return total, err
+			}
+		}
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, errNoData) {
+			return total, err
+		}
+		// Read takes the control record, and says what the kernel would not.
+		m, err := c.readTo(w)
+		total += m
+		if errors.Is(err, io.EOF) {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// readTo copies the data of one Read.
+func (c *Conn) readTo(w io.Writer) (int64, error) {
+	buffer := make([]byte, maxRecordContent)
+	defer clear(buffer)
+	n, err := c.Read(buffer)
+	if err != nil {
+		return 0, err
+	}
+	n, err = w.Write(buffer[:n])
+	return int64(n), err
+}
+
+// spliceRecords waits for data and moves as many records into the empty pipe as
+// there are and as certainly fit.
+func (c *Conn) spliceRecords(p *pipe) (n int, err error) {
+	c.in.Lock()
+	defer c.in.Unlock()
+	if c.in.err != nil {
+		return 0, errNoData
+	}
+	waited := c.raw.Read(func(fd uintptr) bool {
+		for range p.slots / recordPieces {
+			var m int
+			m, err = spliceOnce(int(fd), p.write, maxRecordContent)
+			n += m
+			if m == 0 || err != nil {
+				break
+			}
+		}
+		return n > 0 || !errors.Is(err, unix.EAGAIN)
+	})
+	if waited != nil {
+		return n, c.readError(waited)
+	}
+	if n > 0 {
+		if end := c.in.control.data(); end != nil {
+			c.endRead(end)
+			// What is in the pipe came after it and is not delivered.
+			return 0, c.in.err
+		}
+	}
+	if errors.Is(err, unix.EAGAIN) {
+		return n, nil
+	}
+	if n == 0 || err != nil {
+		return n, errNoData
+	}
+	return n, nil
+}
