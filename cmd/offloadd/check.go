@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/offloadd/offloadd/blob"
+	"github.com/offloadd/offloadd/ktls"
+)
+
+func checkCommand(env *environment) *cobra.Command {
+	var asJSON bool
+	var workerUser string
+	c := &cobra.Command{
+		Use:   "check",
+		Short: "Say what this machine can do, and how to fix the rest",
+		Long: `Tries on loopback connections of its own what the kernel can do, and looks at what
+serve needs. Nothing is decided by version numbers.
+
+Exits with 0 if serve can work here, and with 3 if something it needs is missing.`,
+		Example: `  offloadd check
+  offloadd check --json | jq '.lines[] | select(.state != "yes")'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			report, err := check(cmd.Context(), workerUser)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				err = writeJSON(env.stdout, report)
+			} else {
+				err = report.print(env.stdout)
+			}
+			if err == nil && !report.Ready {
+				return machineError("serve cannot work here: %d of the things it needs are missing", report.missing())
+			}
+			return err
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().StringVar(&workerUser, "worker-user", "offloadd", "`user` that serve is to run workers as")
+	return c
+}
+
+// checkReport is what check found.
+type checkReport struct {
+	Kernel  string        `json:"kernel"`
+	Ready   bool          `json:"ready"` // nothing that serve needs is missing
+	Lines   []checkLine   `json:"lines"`
+	Devices []ktls.Device `json:"devices"`
+}
+
+// checkLine is one thing: there, not there, or it could not be told.
+type checkLine struct {
+	Name   string `json:"name"`
+	State  string `json:"state"` // yes, no, unknown
+	Needed bool   `json:"needed"`
+	Detail string `json:"detail,omitempty"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+func check(ctx context.Context, workerUser string) (*checkReport, error) {
+	features, err := ktls.Probe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := &checkReport{Kernel: kernelRelease(), Devices: features.Devices}
+	r.add("root", nil, true, "")
+	if os.Geteuid() != 0 {
+		r.Lines[0].State, r.Lines[0].Remedy = "no", "start serve as root; its workers get a user of their own"
+	}
+	_, _, err = userID(workerUser)
+	r.add("user "+workerUser, err, true, "useradd --system --no-create-home --shell /usr/sbin/nologin "+workerUser+", or serve --worker-user")
+	needed := neededFeatures()
+	ulp := features.Err(ktls.FeatureULP)
+	for _, f := range features.Results {
+		if ulp != nil && f.Name != ktls.FeatureULP {
+			continue // all else follows from that
+		}
+		line := r.add(f.Name, f.Err, needed[f.Name], f.Remedy)
+		line.State = f.State()
+		if errors.Is(f.Err, ktls.ErrNoTLS) {
+			line.Detail = "this kernel offers no TLS"
+			line.Remedy = "\"modprobe tls\" (serve tries that by itself); a kernel without CONFIG_TLS needs a virtual machine"
+		}
+	}
+	if ulp == nil {
+		r.addOffload(features.Devices)
+	}
+	r.Ready = r.missing() == 0
+	return r, nil
+}
+
+func (r *checkReport) addOffload(devices []ktls.Device) {
+	err := errors.New("no interface has TLS offload on: the kernel encrypts in software")
+	for _, d := range devices {
+		if d.TX || d.RX {
+			err = nil
+		}
+	}
+	r.add("TLS in a network device", err, false, "a NIC with TLS offload (TLS 1.2, AES-GCM) and \"ethtool -K DEV tls-hw-tx-offload on tls-hw-rx-offload on\"")
+}
+
+// neededFeatures: the ULP, and every suite, since the client chooses among them
+// and a connection whose suite the kernel lacks is lost.
+func neededFeatures() map[string]bool {
+	needed := map[string]bool{ktls.FeatureULP: true}
+	for _, s := range blob.CipherSuites() {
+		needed[ktls.SuiteFeature(s)] = true
+	}
+	return needed
+}
+
+func (r *checkReport) add(name string, err error, needed bool, remedy string) *checkLine {
+	line := checkLine{Name: name, State: "yes", Needed: needed}
+	if err != nil {
+		line.State, line.Detail, line.Remedy = "no", err.Error(), remedy
+	}
+	r.Lines = append(r.Lines, line)
+	return &r.Lines[len(r.Lines)-1]
+}
+
+// missing counts what serve needs and is not certainly there.
+func (r *checkReport) missing() (n int) {
+	for _, l := range r.Lines {
+		if l.Needed && l.State != "yes" {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *checkReport) print(w io.Writer) error {
+	color := func(_, s string) string { return s }
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" {
+		color = func(code, s string) string { return "\x1b[" + code + "m" + s + "\x1b[0m" }
+	}
+	fmt.Fprintf(w, "Linux %s\n\n", r.Kernel)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, l := range r.Lines {
+		// The marks have one width each, so that colours do not disturb the columns.
+		mark := color("32", "yes    ")
+		switch {
+		case l.State == "yes":
+		case l.Needed:
+			mark = color("31", "MISSING")
+		case l.State == "no":
+			mark = color("33", "no     ")
+		default:
+			mark = color("33", "unknown")
+		}
+		fmt.Fprintf(t, "%s %s\t%s\n", mark, l.Name, l.Detail)
+		if l.Remedy != "" {
+			fmt.Fprintf(t, "%s \t-> %s\n", "       ", l.Remedy)
+		}
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if r.Ready {
+		_, err := fmt.Fprintln(w, "\nserve can work here")
+		return err
+	}
+	return nil
+}

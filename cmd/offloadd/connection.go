@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/offloadd/offloadd/blob"
+	"github.com/offloadd/offloadd/blob/handoff"
+	"github.com/offloadd/offloadd/ktls"
+)
+
+var errWorkerSilent = errors.New("the handshake worker did not answer in time")
+
+// connection is one TLS connection, from accept to the application. Its steps are
+// methods, called once each and in order by serve.
+type connection struct {
+	listener *listener
+	tcp      *net.TCPConn
+	cookie   uint64
+	facts    *blob.Facts
+	accepted time.Time
+	log      *slog.Logger
+}
+
+// serve takes the connection from accept to the application. The daemon keeps
+// nothing of it afterwards: a lasting duplicate of the descriptor would delay FIN.
+func (c *connection) serve(ctx context.Context) {
+	defer c.tcp.Close()
+	reached := c.listener.daemon.env.reached
+	reached(stepAccepted)
+	if err := c.attach(); err != nil {
+		// Nothing was sent, and without the ULP nothing needs to be shut down.
+		c.log.Warn("connection refused", "step", stepAccepted, "error", err)
+		return
+	}
+	reached(stepAttached)
+	at, err := c.keyed(ctx, reached)
+	if err != nil {
+		// The ULP is on and a key may be missing: what is written now would leave in the
+		// clear. After the shutdown nobody can write, whoever holds a descriptor.
+		err = errors.Join(err, ktls.Shutdown(c.tcp))
+		c.log.Warn("connection ended", "step", at, "error", err)
+		return
+	}
+	if err := c.deliver(ctx); err != nil {
+		c.log.Warn("connection ended", "step", stepInstalled, "error", err)
+		c.closeNotify()
+		return
+	}
+	reached(stepHandedOver)
+}
+
+// attach puts the ULP on at once: a peer that sends FIN early would make it fail
+// later (ENOTCONN in CLOSE_WAIT, net/ipv4/tcp_ulp.c).
+func (c *connection) attach() (err error) {
+	if c.cookie, err = handoff.Cookie(c.tcp); err != nil {
+		return err
+	}
+	c.log = c.log.With("socket", c.cookie)
+	return ktls.Attach(c.tcp)
+}
+
+// keyed has the handshake made and installs its keys. It returns the last step that
+// was reached.
+func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error) {
+	timeout := time.Duration(c.listener.daemon.config.HandshakeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	w, replies, err := c.listener.daemon.pool.offer(ctx, c)
+	if err != nil {
+		return stepAttached, err
+	}
+	reached(stepOffered)
+	r, err := c.await(w, replies, timeout)
+	if err != nil {
+		return stepOffered, err
+	}
+	defer r.destroy()
+	reached(stepOpened)
+	c.facts = r.facts
+	start := time.Now()
+	info, err := ktls.Install(c.tcp, r.read, r.write)
+	if err != nil {
+		return stepOpened, err
+	}
+	c.logInstalled(w, &r, info, time.Since(start))
+	reached(stepInstalled)
+	return stepInstalled, nil
+}
+
+// await waits for the worker's reply. A worker has a timeout of its own and answers
+// after it; one that does not is stuck, and killed.
+func (c *connection) await(w *workerProcess, replies <-chan reply, timeout time.Duration) (reply, error) {
+	timer := time.NewTimer(timeout + 2*time.Second)
+	defer timer.Stop()
+	select {
+	case r := <-replies:
+		return r, r.err
+	case <-timer.C:
+		w.kill()
+		// The reply that the worker's death causes, or that crossed the kill.
+		r := <-replies
+		r.destroy()
+		return reply{}, errWorkerSilent
+	}
+}
+
+func (c *connection) logInstalled(w *workerProcess, r *reply, info ktls.Info, install time.Duration) {
+	c.log.Info("installed",
+		"peer", c.tcp.RemoteAddr().String(),
+		"version", r.facts.Version.String(), "suite", r.facts.Suite.String(), "group", groupName(r.facts.Group),
+		"resumed", r.facts.Resumed, "alpn", r.facts.ALPN, "server_name", r.facts.ServerName,
+		"peer_certificates", len(r.facts.PeerCertificates), "peer_verified", r.facts.PeerVerified,
+		"tx", info.TX.String(), "rx", info.RX.String(), "path_reason", info.Reason,
+		"worker_pid", w.cmd.Process.Pid, "sealer", w.opener.ID().String(),
+		"read_blob_bytes", r.readSize, "write_blob_bytes", r.writeSize,
+		"open_us", r.openTime.Microseconds(), "install_us", install.Microseconds(),
+		"accept_to_installed_us", time.Since(c.accepted).Microseconds())
+}
+
+// deliver gives the socket to an application.
+func (c *connection) deliver(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.listener.daemon.config.ApplicationTimeout))
+	defer cancel()
+	peer, err := c.listener.applications.deliver(ctx, &handoff.Message{Type: handoff.Connection, Cookie: c.cookie, Facts: c.facts}, c.tcp)
+	if err != nil {
+		return err
+	}
+	c.log.Info("handed over", "application_pid", peer.PID, "application_uid", peer.UID,
+		"accept_to_application_us", time.Since(c.accepted).Microseconds())
+	return nil
+}
+
+// closeNotify ends a connection whose keys are installed but which nobody took.
+func (c *connection) closeNotify() {
+	conn, err := ktls.NewConn(c.tcp)
+	if err == nil {
+		err = conn.Close()
+	}
+	if err != nil {
+		c.log.Warn("close", "error", errors.Join(err, ktls.Shutdown(c.tcp)))
+	}
+}
+
+// groupName names a NamedGroup as RFC 8446, Section 4.2.7 and the IANA registry do.
+func groupName(id uint16) string {
+	switch id {
+	case 0:
+		return "none"
+	case 0x0017:
+		return "secp256r1"
+	case 0x0018:
+		return "secp384r1"
+	case 0x0019:
+		return "secp521r1"
+	case 0x001d:
+		return "x25519"
+	case 0x11eb:
+		return "SecP256r1MLKEM768"
+	case 0x11ec:
+		return "X25519MLKEM768"
+	case 0x11ed:
+		return "SecP384r1MLKEM1024"
+	}
+	return fmt.Sprintf("0x%04x", id)
+}

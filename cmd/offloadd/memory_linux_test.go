@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/offloadd/offloadd/blob"
+)
+
+// TestNoKeyStaysInAnyProcess: after the worker has exited, no process of ours
+// holds a traffic secret, key or IV of a connection that is alive and in use: not
+// the daemon, and never the application. The daemon needs nothing for KeyUpdate,
+// which this version does not follow.
+func TestNoKeyStaysInAnyProcess(t *testing.T) {
+	requireDaemon(t)
+	for _, version := range []uint16{tls.VersionTLS13, tls.VersionTLS12} {
+		t.Run(tls.VersionName(version), func(t *testing.T) {
+			d := startDaemon(t, sharedIdentity(t), daemonOptions{settings: "workers = 1\nworker_connections = 3"})
+			application := startEchoApplication(t, d)
+			var secrets []needle
+			var conns []*tls.Conn
+			for range 3 {
+				var keyLog bytes.Buffer
+				config := d.clientConfig()
+				config.MinVersion, config.MaxVersion, config.KeyLogWriter = version, version, &keyLog
+				tcp, err := net.Dial("tcp", d.address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				wire := &firstBytes{Conn: tcp}
+				c := tls.Client(wire, config)
+				defer c.Close()
+				if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := c.Write([]byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(c, make([]byte, len(marker)+1)); err != nil {
+					t.Fatalf("%v\n%s", err, d.log.dump())
+				}
+				conns = append(conns, c)
+				secrets = append(secrets, needlesOf(t, c, keyLog.String(), wire.read)...)
+			}
+			first := d.waitFor("worker ready", 1).number("worker_pid")
+			expectExit(t, int(first))
+
+			if found := scanMemory(t, os.Getpid(), secrets); len(found) != len(secrets) {
+				t.Fatalf("the scan finds only %v of the %d secrets in this process, which has them all", found, len(secrets))
+			}
+			for name, pid := range map[string]int{"daemon": d.cmd.Process.Pid, "application": application} {
+				if found := scanMemory(t, pid, secrets); len(found) != 0 {
+					t.Errorf("the %s holds: %v", name, found)
+				}
+			}
+			for _, c := range conns {
+				if err := echoOnce(c); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// needle is a secret to look for.
+type needle struct {
+	name  string
+	bytes []byte
+}
+
+// firstBytes keeps the beginning of what is read: the ServerHello.
+type firstBytes struct {
+	net.Conn
+	read []byte
+}
+
+func (f *firstBytes) Read(p []byte) (int, error) {
+	n, err := f.Conn.Read(p)
+	f.read = append(f.read, p[:min(n, max(0, 64-len(f.read)))]...)
+	return n, err
+}
+
+// needlesOf derives everything secret of a client's connection from its key log,
+// and from the ServerHello where TLS 1.2 needs it.
+func needlesOf(t *testing.T, c *tls.Conn, keyLog string, serverHello []byte) []needle {
+	t.Helper()
+	suite := blob.CipherSuite(c.ConnectionState().CipherSuite)
+	var out []needle
+	state := func(name string, s *blob.State) {
+		out = append(out, needle{name + " key", bytes.Clone(s.Key.Bytes())})
+		if s.NextSecret.Len() > 0 {
+			out = append(out, needle{name + " IV", bytes.Clone(s.IV.Bytes())}, needle{name + " next secret", bytes.Clone(s.NextSecret.Bytes())})
+		}
+	}
+	for line := range strings.Lines(keyLog) {
+		f := strings.Fields(line)
+		secret, err := hex.DecodeString(f[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch f[0] {
+		case "CLIENT_TRAFFIC_SECRET_0", "SERVER_TRAFFIC_SECRET_0":
+			out = append(out, needle{f[0], bytes.Clone(secret)})
+			s, err := blob.NewState13(suite, blob.Client, blob.Write, blob.NewSecret(secret))
+			if err != nil {
+				t.Fatal(err)
+			}
+			state(f[0], s)
+		case "CLIENT_RANDOM":
+			clientRandom, err := hex.DecodeString(f[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, needle{"master secret", bytes.Clone(secret)})
+			// RFC 8446, Section 5.1 and RFC 5246, Section 7.4.1.3: record and message headers
+			// and the version come before the random.
+			serverRandom := serverHello[11:43]
+			read, write, err := blob.NewStates12(suite, blob.Client, blob.NewSecret(secret), clientRandom, serverRandom)
+			if err != nil {
+				t.Fatal(err)
+			}
+			state("server", read)
+			state("client", write)
+		}
+	}
+	if len(out) == 0 {
+		t.Fatalf("no secrets in the key log %q", keyLog)
+	}
+	return out
+}
+
+// scanMemory returns the names of the needles found in a process's memory.
+func scanMemory(t *testing.T, pid int, needles []needle) []string {
+	t.Helper()
+	maps, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer maps.Close()
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	found := map[string]bool{}
+	for lines := bufio.NewScanner(maps); lines.Scan(); {
+		var start, end int64
+		var mode string
+		if _, err := fmt.Sscanf(lines.Text(), "%x-%x %s", &start, &end, &mode); err != nil || !strings.HasPrefix(mode, "rw") {
+			continue
+		}
+		scanRange(mem, start, end, needles, found)
+	}
+	var names []string
+	for n := range found {
+		names = append(names, n)
+	}
+	return names
+}
+
+func scanRange(mem io.ReaderAt, start, end int64, needles []needle, found map[string]bool) {
+	const chunk, overlap = 1 << 20, 64
+	buf := make([]byte, chunk+overlap)
+	defer clear(buf) // or the next scan of this process finds what this one copied
+	for at := start; at < end; at += chunk {
+		n, err := mem.ReadAt(buf[:min(chunk+overlap, end-at)], at)
+		if n == 0 && err != nil && !errors.Is(err, io.EOF) {
+			continue // not backed by memory
+		}
+		for i, d := range needles {
+			if bytes.Contains(buf[:n], d.bytes) {
+				found[fmt.Sprintf("%s (%d)", d.name, i)] = true
+			}
+		}
+	}
+}
+
+// startEchoApplication runs echo in a process of its own, and returns its pid.
+func startEchoApplication(t *testing.T, d *testDaemon) int {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestEchoApplicationProcess$")
+	cmd.Env = append(os.Environ(), "OFFLOADD_TEST_ECHO="+d.socket)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	d.wait("application connected")
+	return cmd.Process.Pid
+}
+
+// TestEchoApplicationProcess is the process that startEchoApplication starts.
+func TestEchoApplicationProcess(t *testing.T) {
+	socket := os.Getenv("OFFLOADD_TEST_ECHO")
+	if socket == "" {
+		return
+	}
+	d := &testDaemon{t: t, socket: socket}
+	d.serveApplication(echo)
+	time.Sleep(5 * time.Minute) // it is killed before
+}

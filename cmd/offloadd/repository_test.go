@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"go/format"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/offloadd/offloadd"
+
+// mayImport is the picture of the packages: who may import whom, tests aside.
+var mayImport = map[string][]string{
+	"blob":          {},
+	"blob/handoff":  {"blob"},
+	"handshaker":    {"blob"},
+	"ktls":          {"blob"},
+	"ktls/ktlstest": {"blob", "ktls"},
+	"cmd/offloadd":  {"blob", "blob/handoff", "handshaker", "ktls"},
+	"test/vm":       {},
+}
+
+// keyPath are the packages that secrets go through, and foreign all that these may
+// import beside the standard library.
+var (
+	keyPath = []string{"blob", "blob/handoff", "handshaker", "ktls"}
+	foreign = []string{"golang.org/x/crypto/", "golang.org/x/sys/", "github.com/vishvananda/netlink", "github.com/cilium/ebpf"}
+)
+
+type goPackage struct {
+	ImportPath string
+	Imports    []string
+}
+
+func repositoryRoot(t *testing.T) string {
+	t.Helper()
+	if os.Getenv("OFFLOADD_VM_KERNEL") != "" {
+		t.Skip("the repository is on the host")
+	}
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
+func TestPackagesImportOnlyWhatTheDesignAllows(t *testing.T) {
+	root := repositoryRoot(t)
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	cmd.Dir = root
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for d := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p goPackage
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimPrefix(p.ImportPath, module+"/")
+		allowed, ok := mayImport[name]
+		if !ok {
+			t.Errorf("package %s is not in the picture", name)
+			continue
+		}
+		seen[name] = true
+		for _, i := range p.Imports {
+			if ours, ok := strings.CutPrefix(i, module+"/"); ok {
+				if !slices.Contains(allowed, ours) {
+					t.Errorf("%s imports %s; it may import %v", name, ours, allowed)
+				}
+			} else if strings.Contains(strings.Split(i, "/")[0], ".") && slices.Contains(keyPath, name) && !hasAnyPrefix(i, foreign) {
+				t.Errorf("%s is in the key path and imports %s", name, i)
+			}
+		}
+	}
+	for name := range mayImport {
+		if !seen[name] {
+			t.Errorf("package %s of the picture does not exist", name)
+		}
+	}
+}
+
+func hasAnyPrefix(s string, prefixes []string) bool {
+	return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(s, p) })
+}
+
+// TestGoFilesKeepTheRules: gofmt, the licence line, and system calls only in files
+// ending in _linux.go, where the key path is concerned.
+func TestGoFilesKeepTheRules(t *testing.T) {
+	root := repositoryRoot(t)
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		name, _ := filepath.Rel(root, path)
+		if formatted, err := format.Source(text); err != nil || !bytes.Equal(formatted, text) {
+			t.Errorf("%s is not gofmt's: %v", name, err)
+		}
+		if !bytes.HasPrefix(text, []byte("// SPDX-License-Identifier: Apache-2.0\n")) {
+			t.Errorf("%s has no licence line", name)
+		}
+		dir := filepath.ToSlash(filepath.Dir(name))
+		if !slices.Contains(keyPath, dir) || strings.HasSuffix(path, "_linux.go") || strings.HasSuffix(path, "_linux_test.go") {
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, text, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, i := range file.Imports {
+			imported, _ := strconv.Unquote(i.Path.Value)
+			if imported == "golang.org/x/sys/unix" || imported == "unsafe" && !strings.HasSuffix(path, "_test.go") {
+				t.Errorf("%s imports %s; that belongs into a file ending in _linux.go", name, imported)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/offloadd/offloadd/blob"
+	"github.com/offloadd/offloadd/handshaker"
+	"github.com/offloadd/offloadd/ktls"
+)
+
+// acceptPause is the wait after a failed accept, which mostly means that
+// descriptors are short.
+const acceptPause = 50 * time.Millisecond
+
+// drainTime bounds an orderly end.
+const drainTime = 15 * time.Second
+
+func serveCommand(env *environment) *cobra.Command {
+	var path, logFormat string
+	var flags serveFlags
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Accept TLS connections and give them to applications, keys in the kernel",
+		Long: `Accepts TCP connections, has worker processes complete TLS, installs the keys
+into the kernel, and hands the sockets to the applications that are connected to
+the listener's unix socket. Runs as root; workers run as worker_user.
+
+Everything can be said in a TOML file (-c). Without one, the flags describe one
+listener.`,
+		Example: `  offloadd serve -c /etc/offloadd.toml
+  offloadd serve --listen 0.0.0.0:443 --certificate chain.pem --key key.pem \
+      --application /run/offloadd/web.sock --application-user www-data`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := flags.config(path, cmd.Flags().Changed)
+			if err != nil {
+				return err
+			}
+			log, err := newLogger(env, logFormat)
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), env, config, log)
+		},
+	}
+	f := c.Flags()
+	f.StringVarP(&path, "config", "c", "", "read the configuration from this TOML `file`")
+	f.StringVar(&logFormat, "log", "text", "write the log to standard error as \"text\" or \"json\"")
+	flags.add(f)
+	return c
+}
+
+func newLogger(env *environment, format string) (*slog.Logger, error) {
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(env.stderr, nil)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(env.stderr, nil)), nil
+	}
+	return nil, usageError("--log=%q, want text or json", format)
+}
+
+// daemon is the privileged process.
+type daemon struct {
+	env    *environment
+	config *config
+	pool   *pool
+	log    *slog.Logger
+	// handshakes holds one token per connection between accept and hand-over.
+	handshakes chan struct{}
+	running    sync.WaitGroup
+}
+
+// listener is one listening address with its applications.
+type listener struct {
+	*listenerConfig
+	daemon       *daemon
+	tcp          *net.TCPListener
+	applications *applications
+	log          *slog.Logger
+}
+
+// serve runs the daemon until ctx ends.
+func serve(ctx context.Context, env *environment, config *config, log *slog.Logger) error {
+	uid, gid, err := ready(config)
+	if err != nil {
+		return err
+	}
+	key, err := blob.GenerateKey()
+	if err != nil {
+		return err
+	}
+	d := &daemon{env: env, config: config, log: log, handshakes: make(chan struct{}, config.MaxHandshakes)}
+	d.pool = newPool(config, uid, gid, key, env, log)
+	listeners, err := d.listen(ctx)
+	defer func() {
+		for _, l := range listeners {
+			l.tcp.Close()
+			l.applications.close()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	poolContext, stopPool := context.WithCancel(context.Background())
+	defer stopPool()
+	if err := d.pool.start(poolContext); err != nil {
+		return err
+	}
+	for _, l := range listeners {
+		log.Info("listening", "listener", l.Name, "address", l.tcp.Addr().String(), "application_socket", l.Application)
+		d.running.Go(func() { l.run(ctx) })
+		go l.applications.run()
+	}
+	log.Info("ready", "pid", os.Getpid(), "uid", os.Getuid(), "instance", key.Instance().String(), "workers", config.Workers, "worker_uid", uid,
+		"workers_erase_secrets", handshaker.ErasesSecrets())
+	<-ctx.Done()
+	log.Info("stopping")
+	for _, l := range listeners {
+		l.tcp.Close()
+	}
+	drained, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	d.wait(drained)
+	stopPool()
+	d.pool.stop(drained)
+	return nil
+}
+
+// wait waits for the connections under way.
+func (d *daemon) wait(ctx context.Context) {
+	done := make(chan struct{})
+	go func() {
+		d.running.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		d.log.Warn("some handshakes did not end in time")
+	}
+}
+
+// ready checks what serve needs of the machine, before anything is opened.
+func ready(config *config) (uid, gid uint32, err error) {
+	if os.Geteuid() != 0 {
+		return 0, 0, machineError("serve must start as root: it gives workers a user of their own and asks the kernel for each socket's TLS mode (CAP_SETUID, CAP_SETGID, CAP_KILL, CAP_NET_ADMIN)")
+	}
+	uid, gid, err = userID(config.WorkerUser)
+	if err != nil {
+		return 0, 0, machineError("worker_user: %w; make one with \"useradd --system --no-create-home --shell /usr/sbin/nologin %s\", or name another", err, config.WorkerUser)
+	}
+	if uid == 0 {
+		return 0, 0, usageError("worker_user is root; workers parse what strangers send, so they need a user without rights")
+	}
+	if err := shield(); err != nil {
+		return 0, 0, err
+	}
+	if err := kernelReady(); err != nil {
+		return 0, 0, machineError("kernel TLS: %w; \"offloadd check\" tells more", err)
+	}
+	return uid, gid, nil
+}
+
+// kernelReady tries the ULP on a connection of its own, so that a kernel without
+// TLS is found out here and not by the first client. It also loads the module.
+func kernelReady() error {
+	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return ktls.Attach(c.(*net.TCPConn))
+}
+
+// listen opens all sockets, or none.
+func (d *daemon) listen(ctx context.Context) (listeners []*listener, err error) {
+	for i := range d.config.Listeners {
+		l := &listener{listenerConfig: &d.config.Listeners[i], daemon: d}
+		l.log = d.log.With("listener", l.Name)
+		if err := l.listen(ctx); err != nil {
+			return listeners, fmt.Errorf("listener %q: %w", l.Name, err)
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+func (l *listener) listen(ctx context.Context) error {
+	var uid, gid uint32
+	if l.ApplicationUser != "" {
+		var err error
+		if uid, gid, err = userID(l.ApplicationUser); err != nil {
+			return fmt.Errorf("application_user: %w", err)
+		}
+	}
+	// A Multipath TCP socket cannot carry the ULP, and Go listeners are MPTCP by default.
+	c := net.ListenConfig{}
+	c.SetMultipathTCP(false)
+	tcp, err := c.Listen(ctx, "tcp", l.Address)
+	if err != nil {
+		return err
+	}
+	l.tcp = tcp.(*net.TCPListener)
+	if l.applications, err = listenApplications(l.Application, uid, gid, l.log); err != nil {
+		l.tcp.Close()
+		return err
+	}
+	return nil
+}
+
+// run accepts connections until the listener is closed. Each has a goroutine until
+// it is handed over; beyond max_handshakes they wait in the kernel's backlog.
+func (l *listener) run(ctx context.Context) {
+	for {
+		l.daemon.handshakes <- struct{}{}
+		tcp, err := l.tcp.AcceptTCP()
+		if errors.Is(err, net.ErrClosed) {
+			<-l.daemon.handshakes
+			return
+		}
+		if err != nil {
+			<-l.daemon.handshakes
+			l.log.Error("accept", "error", err)
+			time.Sleep(acceptPause)
+			continue
+		}
+		c := &connection{listener: l, tcp: tcp, accepted: time.Now(), log: l.log}
+		l.daemon.running.Go(func() {
+			defer func() { <-l.daemon.handshakes }()
+			// Connections under way are completed also when the daemon is asked to stop.
+			c.serve(context.WithoutCancel(ctx))
+		})
+	}
+}
