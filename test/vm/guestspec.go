@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+// A guestSpec tells init what to do. It travels in the initramfs.
+type guestSpec struct {
+	Modules  []string // paths, in the order of loading
+	Args     []string
+	Env      []string
+	Dir      string
+	Stdin    bool           // pass on the host's standard input
+	Terminal *windowMessage // give the command a terminal of this size
+	Get      []string       // paths to send back after the command
+}
+
+const (
+	guestSpecPath = "/offloadd-vm.json"
+	guestInitPath = "/init"
+	guestHostname = "offloadd-vm"
+	guestPortName = "offloadd.vm"
+	guestSearch   = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+)

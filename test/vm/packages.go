@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+// What is taken from Debian, in one place. A later test that needs another program in the guest adds its package to
+// guestPackages; one that needs another module adds it to loadedModules or loadableModules. The images are named by
+// these lists, so a change builds a new one.
+
+// userlandSuite is where the guest's programs and the host's tools come from. It is one suite whatever the host is:
+// both are unpacked with all their libraries, so nothing of the host's own release is mixed in. The first release
+// whose OpenSSL (3.5) knows ML-KEM and whose QEMU (10) runs several CPUs under TCG.
+const userlandSuite = "trixie"
+
+// suites are the releases the private apt state reads. Kernels are found in all of them.
+var suites = []suite{
+	{name: "bookworm"},
+	{name: "bookworm-security", security: true},
+	{name: "bookworm-backports"},
+	{name: "trixie"},
+	{name: "trixie-updates"},
+	{name: "trixie-security", security: true},
+	{name: "trixie-backports"},
+}
+
+type suite struct {
+	name     string
+	security bool // is on the security mirror, not on the main one
+}
+
+// kernelMetaPackage depends on the newest kernel of its suite. The cloud flavour is small and boots fastest.
+const kernelMetaPackage = "linux-image-cloud-amd64"
+
+// kernelSeries are the kernels that `vm test` runs by default: the dotted prefix of a version.
+var kernelSeries = []string{"6.1", "6.12", "7"}
+
+const defaultKernel = "6.12"
+
+// hostPackages run here: the emulator, and xz because modules come as .ko.xz.
+var hostPackages = []string{"qemu-system-x86", "xz-utils"}
+
+// guestPackages are what a test finds in the guest, with all their dependencies. Every megabyte is copied by an
+// emulated CPU at each boot.
+var guestPackages = []string{
+	"bash",
+	"busybox-static",
+	"curl",
+	"dash", // as sh: busybox's shell prefers its own commands to those of other packages
+	"iproute2",
+	"openssl",
+	"strace",
+}
+
+// userlandTrimmed are the path prefixes of the packages that no test needs.
+var userlandTrimmed = []string{
+	"usr/share/",
+	"usr/lib/x86_64-linux-gnu/gconv/",
+	"usr/lib/x86_64-linux-gnu/perl",
+	"usr/lib/systemd/",
+	"usr/lib/udev/",
+	"usr/include/",
+	"etc/apt/",
+	"etc/systemd/",
+	"etc/init.d/",
+	"var/lib/dpkg/",
+}
+
+// A module is wanted in the guest.
+type module struct {
+	name string
+	// optional: this name exists in some series only, because the code was merged into another module or into the
+	// kernel. A module that is not optional must be there, as a file or built in.
+	optional bool
+}
+
+// loadedModules are loaded by init before the command runs, in this order, each after what it depends on.
+var loadedModules = []module{
+	// The way out of the guest. Built in from 6.12 on.
+	{name: "virtio_pci"},
+	{name: "virtio_console"},
+
+	// AES-GCM, the one every TLS connection uses, and CCM for the suites of that name.
+	{name: "aesni_intel"},
+	{name: "gcm"},
+	{name: "ccm"},
+	{name: "ctr", optional: true},         // the device path's software fallback; part of the library from 7 on in places
+	{name: "crypto_null", optional: true}, // gone from 7 on
+
+	// ChaCha20-Poly1305: three layouts in three series.
+	{name: "chacha_x86_64", optional: true},
+	{name: "poly1305_x86_64", optional: true},
+	{name: "chacha_generic", optional: true},
+	{name: "poly1305_generic", optional: true},
+	{name: "chacha", optional: true},
+	{name: "chacha20poly1305"},
+
+	// What ss and the observers ask.
+	{name: "inet_diag"},
+	{name: "tcp_diag"},
+	{name: "udp_diag"},
+	{name: "unix_diag"},
+	{name: "netlink_diag"},
+
+	// Networks made by tests.
+	{name: "af_packet"},
+	{name: "veth"},
+	{name: "dummy"},
+	{name: tlsModule},
+}
+
+// loadableModules are in the guest for modprobe and for the kernel's own requests, but are not loaded.
+var loadableModules = []module{
+	{name: "bridge"},
+	{name: "sch_netem"},
+	{name: "sch_tbf"},
+	{name: "sch_ingress"},
+	{name: "cls_bpf"},
+	{name: "virtio_blk"},
+	{name: "virtio_net"},
+	{name: "overlay"},
+}
+
+// tlsModule is the one that --without-tls leaves out.
+const tlsModule = "tls"

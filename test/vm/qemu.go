@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// hardware is the machine that QEMU emulates.
+type hardware struct {
+	accel  string // an -accel value of QEMU
+	memory int    // MiB
+	cpus   int
+	append string   // more words for the kernel's command line
+	extra  []string // more arguments for QEMU; they come last, so they win
+}
+
+// Descriptors of the QEMU process.
+const (
+	consoleFD = 3 + iota
+	portFD
+	initrdFD
+)
+
+// kernelParameters: the console gets warnings and worse (a WARN is one), a panic reboots, which ends QEMU. The
+// self-tests of the ciphers are left out, as they are a third of all instructions until the command starts.
+const kernelParameters = "console=ttyS0 panic=-1 loglevel=5 printk.devkmsg=on cryptomgr.notests=1 rdinit=" + guestInitPath
+
+// qemu returns the command that boots the kernel. It does not outlive us.
+func (f *fetcher) qemu(ctx context.Context, k *kernel, h hardware, files ...*os.File) (*exec.Cmd, error) {
+	root, err := f.hostRoot()
+	if err != nil {
+		return nil, err
+	}
+	arguments := []string{"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"}
+	for _, data := range []string{"usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"} {
+		arguments = append(arguments, "-L", filepath.Join(root, data))
+	}
+	arguments = append(arguments, h.arguments()...)
+	arguments = append(arguments,
+		"-kernel", k.image(),
+		"-initrd", fmt.Sprintf("/dev/fd/%d", initrdFD),
+		"-append", strings.TrimSpace(kernelParameters+" "+h.append),
+		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", consoleFD),
+		"-serial", "chardev:console",
+		"-device", "virtio-serial-pci",
+		"-chardev", fmt.Sprintf("socket,id=port,fd=%d", portFD),
+		"-device", "virtserialport,chardev=port,name="+guestPortName,
+		"-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=4", debugExitPort),
+	)
+	command, err := f.hostTool(ctx, "usr/bin/qemu-system-x86_64", append(arguments, h.extra...)...)
+	if err != nil {
+		return nil, err
+	}
+	command.ExtraFiles = files
+	// An own process group: a ^C of the terminal reaches us, and we decide. The death signal covers our being killed;
+	// it is sent when the thread that started QEMU ends, which is the main one, locked in main.
+	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	return command, nil
+}
+
+func (h hardware) arguments() []string {
+	return []string{
+		"-machine", "q35",
+		"-accel", h.accel,
+		"-cpu", "max",
+		"-smp", strconv.Itoa(h.cpus),
+		"-m", strconv.Itoa(h.memory),
+	}
+}
+
+const (
+	accelTCG = "tcg,thread=multi"
+	accelKVM = "kvm"
+)
