@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+#   make demo    the whole way on real input; in a virtual machine where this kernel cannot
+#   make test    everything, on all kernels
+#   make help    the rest
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# What is built or fetched stays outside the tree.
+CACHE := $(or $(OFFLOADD_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/offloadd)
+BIN := $(CACHE)/bin
+VM := $(BIN)/vm
+KERNEL ?= 6.12
+FUZZTIME ?= 5s
+export CGO_ENABLED = 0
+
+.PHONY: help demo test build lint test-host fuzz test-runner test-vm test-no-tls shell FORCE
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: build $(VM) ## Serve a directory to curl and openssl over kernel TLS, and tell what happened
+	@if why=$$($(VM) native 2>&1); then \
+		exec $(BIN)/offloadd demo; \
+	else \
+		echo "Not on this kernel: $$why" >&2; \
+		exec $(VM) exec -kernel $(KERNEL) -no-dir -file $(BIN)/offloadd:/usr/bin/offloadd -- offloadd demo; \
+	fi
+
+build: ## Build offloadd into the cache
+	@mkdir -p $(BIN)
+	@go build -trimpath -o $(BIN)/offloadd ./cmd/offloadd
+
+$(VM): FORCE
+	@mkdir -p $(BIN)
+	@go build -trimpath -o $(VM) ./test/vm
+
+test: lint test-host fuzz test-no-tls test-runner test-vm ## Everything: lint, race detector, fuzzing, all kernels
+
+lint: ## gofmt (a test), go vet, staticcheck
+	go vet ./...
+	go tool staticcheck ./...
+
+test-host: ## What needs no kernel TLS, with the race detector
+	@command -v gcc >/dev/null || apt-get install -y --no-install-recommends gcc libc6-dev
+	CGO_ENABLED=1 go test -race -short ./...
+	GOEXPERIMENT=runtimesecret go test ./handshaker
+
+fuzz: ## Each fuzz target for FUZZTIME
+	@set -e; for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "fuzz $$package $$target for $(FUZZTIME)"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+test-no-tls: $(VM) ## A kernel whose TLS module is not there
+	OFFLOADD_EXPECT_NO_TLS=1 go test -exec "$(VM) exec -kernel $(KERNEL) -without-tls" -run 'TestWithoutKernelTLS' -count=1 -v ./cmd/offloadd
+
+test-runner: ## The virtual machine runner itself
+	go test -timeout 30m ./test/vm
+
+test-vm: $(VM) ## All that depends on the kernel, on each; the rest beside OpenSSL 3.5, on one
+	$(VM) test -kernels $(KERNEL) -parallel 2 -timeout 15m ./blob/... ./handshaker
+	$(VM) test -together 2 -parallel 1 -timeout 20m ./ktls/... ./cmd/offloadd
+
+shell: build $(VM) ## A shell in the virtual machine; KERNEL=6.1, 6.12 or 7
+	@$(VM) exec -kernel $(KERNEL) -no-dir -file $(BIN)/offloadd:/usr/bin/offloadd -- /bin/sh
