@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"time"
@@ -42,9 +43,7 @@ func (c *connection) serve(ctx context.Context) {
 	reached(stepAttached)
 	at, err := c.keyed(ctx, reached)
 	if err != nil {
-		// The ULP is on and a key may be missing: what is written now would leave in the
-		// clear. After the shutdown nobody can write, whoever holds a descriptor.
-		err = errors.Join(err, ktls.Shutdown(c.tcp))
+		err = errors.Join(err, c.end())
 		c.log.Warn("connection ended", "step", at, "error", err)
 		return
 	}
@@ -92,6 +91,28 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	c.logInstalled(w, &r, info, time.Since(start))
 	reached(stepInstalled)
 	return stepInstalled, nil
+}
+
+// Bounds of what a connection that failed is listened to.
+const (
+	lingerTime  = time.Second
+	lingerBytes = 256 << 10
+)
+
+// end ends a connection that did not get its keys. The ULP is on and a key may be
+// missing: what is written now would leave in the clear. After the shutdown nobody
+// can write, whoever holds a descriptor.
+//
+// The worker may have sent an alert, and the peer more than we read. TCP answers the
+// close of a socket with unread data by a reset, and the peer's next write would fail
+// before it reads the alert (RFC 1122, Section 4.2.2.13). So what it sends is read and
+// dropped for a moment.
+func (c *connection) end() error {
+	if c.tcp.CloseWrite() == nil && c.tcp.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
+		// However it ends, the shutdown of both directions follows.
+		_, _ = io.CopyN(io.Discard, c.tcp, lingerBytes)
+	}
+	return ktls.Shutdown(c.tcp)
 }
 
 // await waits for the worker's reply. A worker has a timeout of its own and answers
@@ -144,7 +165,7 @@ func (c *connection) closeNotify() {
 		err = conn.Close()
 	}
 	if err != nil {
-		c.log.Warn("close", "error", errors.Join(err, ktls.Shutdown(c.tcp)))
+		c.log.Warn("close", "error", errors.Join(err, c.end()))
 	}
 }
 
