@@ -215,17 +215,18 @@ func (in *installation) set(option int, s *blob.State) error {
 // socket: only another socket can tell.
 func (in *installation) refused(option int, err error) error {
 	what := "set " + optionName(option)
-	if errors.Is(err, syscall.EINVAL) && trySuite(in.read.Suite) == nil {
+	if errors.Is(err, syscall.EINVAL) && TrySuite(in.read.Suite) == nil {
 		return fmt.Errorf("%s: %w", what, ErrSockmap)
 	}
 	return explain(opSetKey, what, err)
 }
 
 // abandon shuts the socket down unless that is certainly not needed: it has no
-// ULP, or it had a write key before we came, so that it sends no clear text.
+// ULP, or it had a write key before we came, so that it sends no clear text. A kernel
+// that does not say whether there is a key counts as one without.
 func (in *installation) abandon() {
 	_, err := keyHeader(in.fd, optTX)
-	if in.crossed || errors.Is(err, syscall.EBUSY) {
+	if in.crossed || err != nil && ulpName(in.fd) == "tls" {
 		// Nothing to be done if it fails: then there is no connection.
 		_ = shutdownBoth(in.fd)
 	}
