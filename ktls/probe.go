@@ -86,7 +86,7 @@ func attempts() []attempt {
 	for _, suite := range blob.CipherSuites() {
 		name := SuiteFeature(suite)
 		if !seen[name] {
-			list = append(list, attempt{name, func() error { return trySuite(suite) }, remedyModule})
+			list = append(list, attempt{name, func() error { return TrySuite(suite) }, remedyModule})
 		}
 		seen[name] = true
 	}

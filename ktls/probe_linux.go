@@ -25,8 +25,10 @@ func tryULP() error {
 	return unsupported(Attach(a), ErrNoTLS)
 }
 
-// trySuite installs keys and carries a byte each way.
-func trySuite(suite blob.CipherSuite) error {
+// TrySuite tries what [Probe] tries for one suite: it installs keys on a loopback
+// connection of its own and carries a byte each way. The error wraps ErrNotSupported
+// if the kernel cannot.
+func TrySuite(suite blob.CipherSuite) error {
 	p, err := newKeyedPair(suite)
 	if err != nil {
 		return unsupported(err, ErrSuite, ErrNoTLS)

@@ -173,20 +173,24 @@ func ready(config *config) (uid, gid uint32, err error) {
 	return uid, gid, nil
 }
 
-// kernelReady tries the ULP on a connection of its own, so that a kernel without
-// TLS is found out here and not by the first client. It also loads the module.
+// kernelReady tries the ULP and every suite on connections of its own, so that what
+// the kernel lacks is found out here and not by the first client that wants it. It
+// also loads the modules.
 func kernelReady() error {
-	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		return err
+	tried := make(map[string]bool)
+	for _, suite := range blob.CipherSuites() {
+		name := ktls.SuiteFeature(suite)
+		if tried[name] {
+			continue
+		}
+		tried[name] = true
+		if err := ktls.TrySuite(suite); errors.Is(err, ktls.ErrNoTLS) {
+			return ktls.ErrNoTLS
+		} else if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
 	}
-	defer l.Close()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	return ktls.Attach(c.(*net.TCPConn))
+	return nil
 }
 
 // listen opens all sockets, or none.

@@ -113,6 +113,29 @@ func TestAPeerThatIsNotWelcomeGetsAnAlert(t *testing.T) {
 	}
 }
 
+// TestTheAlertReachesAPeerThatGoesOnSending: what the peer sent behind its Finished
+// lies unread when the daemon ends the connection, and must not turn the end into a
+// reset.
+func TestTheAlertReachesAPeerThatGoesOnSending(t *testing.T) {
+	requireDaemon(t)
+	d := startDaemon(t, sharedIdentity(t), daemonOptions{listener: `client_auth = "require"`})
+	d.serveApplication(echo)
+	c, err := d.dial(d.clientConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range 3 {
+		if _, err := c.Write([]byte("more")); err != nil {
+			t.Fatalf("write: %v\n%s", err, d.log.dump())
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if _, err := c.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "certificate required") {
+		t.Errorf("got %v, want an alert", err)
+	}
+}
+
 // TestAnUnmodifiedHTTPServerServesFiles: keep-alive and closing, ranges, files of
 // awkward sizes, to Go's client.
 func TestAnUnmodifiedHTTPServerServesFiles(t *testing.T) {
@@ -303,6 +326,21 @@ func TestServeSaysWhatIsWrongAtTheStart(t *testing.T) {
 				t.Error("the application socket is left")
 			}
 		})
+	}
+}
+
+// TestServeWantsEverySuite: a client chooses among all, so one that the kernel lacks
+// would end its connections.
+func TestServeWantsEverySuite(t *testing.T) {
+	requireDaemon(t)
+	ktlstest.TakeModule(t, "chacha20poly1305")
+	code, _, stderr := call("", "serve", "--listen", "127.0.0.1:0", "--certificate", "c", "--key", "k", "--worker-user", "60601")
+	if code != exitMachine || !strings.Contains(stderr, "ChaCha20-Poly1305") || !strings.Contains(stderr, "chacha20poly1305 module") {
+		t.Errorf("serve: exit %d, %s", code, stderr)
+	}
+	code, out, _ := call("", "check", "--worker-user", "60601")
+	if code != exitMachine || !strings.Contains(out, "MISSING TLS 1.3 ChaCha20-Poly1305") {
+		t.Errorf("check: exit %d\n%s", code, out)
 	}
 }
 

@@ -4,11 +4,7 @@ package ktls_test
 
 import (
 	"errors"
-	"os"
-	"os/exec"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/ktls"
@@ -19,30 +15,7 @@ import (
 // the ULP attaches, the key does not, and then nothing may leave in clear.
 func TestASuiteThatTheKernelLacksIsNamed(t *testing.T) {
 	ktlstest.Require(t)
-	if !ktlstest.InVM() {
-		t.Skip("takes a module out of the kernel, which only a machine of our own may lose")
-	}
-	const module, helper = "chacha20poly1305", "/proc/sys/kernel/modprobe"
-	before, err := os.ReadFile(helper)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The kernel would load it again by itself.
-	if err := os.WriteFile(helper, []byte("/nowhere"), 0); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.WriteFile(helper, before, 0); err != nil {
-			t.Error(err)
-		}
-		if out, err := exec.Command("modprobe", module).CombinedOutput(); err != nil {
-			t.Errorf("modprobe %s: %v: %s", module, err, out)
-		}
-	})
-	if err := unix.DeleteModule(module, 0); err != nil {
-		t.Fatalf("take %s out: %v", module, err)
-	}
-
+	ktlstest.TakeModule(t, "chacha20poly1305")
 	p := ktlstest.NewPair(t)
 	capture := ktlstest.StartCapture(t, p.Port())
 	_, server := ktlstest.NewStates(t, blob.TLS_CHACHA20_POLY1305_SHA256, p)
