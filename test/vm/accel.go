@@ -66,7 +66,7 @@ func (f *fetcher) kvmBoots(ctx context.Context, booted *images) bool {
 	defer cancel()
 	m := &machine{
 		fetcher: f, images: booted, files: &runFiles{}, stdout: io.Discard, stderr: io.Discard,
-		hw: hardware{accel: accelKVM, memory: 1024, cpus: 1},
+		hw: hardware{accel: accelKVM, memory: 1024, cpus: 1, bootPatience: 2 * kvmPatience},
 		spec: guestSpec{Args: []string{"/bin/true"}, Dir: "/", Modules: booted.kernel.Modules,
 			Env: []string{"PATH=" + guestSearch}},
 	}

@@ -68,6 +68,13 @@ func (c *console) read(from io.Reader) {
 	}
 }
 
+// reset forgets what an earlier boot said.
+func (c *console) reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tail, c.problems = nil, nil
+}
+
 // readLog takes the log that init sends at the end. It repeats what the console has printed, and has what it has not.
 func (c *console) readLog(log string) {
 	c.mu.Lock()

@@ -25,6 +25,7 @@ type execOptions struct {
 	append       string
 	memory, cpus int
 	timeout      time.Duration
+	bootTimeout  time.Duration
 	env          []string
 	files, gets  []string
 	stdin        bool
@@ -77,6 +78,8 @@ func (o *execOptions) addMachineFlags(command *cobra.Command) {
 	flags.IntVar(&o.cpus, "cpus", 2, "number of CPUs")
 	flags.DurationVar(&o.timeout, "timeout", 10*time.Minute,
 		"end the machine after this time; unless set, a test binary's -test.timeout and a minute")
+	flags.DurationVar(&o.bootTimeout, "boot-timeout", defaultBootPatience,
+		"boot again, twice at most, if the command has not started after this time")
 	flags.StringArrayVar(&o.env, "env", nil, "set `NAME=VALUE`, or pass on NAME (repeatable)")
 	flags.StringVar(&o.accel, "accel", "auto", "QEMU's accelerator; auto is kvm if it boots a kernel, else tcg")
 	flags.StringArrayVar(&o.qemuArgs, "qemu-arg", nil, "one more `ARGUMENT` for QEMU (repeatable)")
@@ -123,7 +126,8 @@ func (o *execOptions) machine(fetcher *fetcher, images *images, args []string) (
 	}
 	m := &machine{
 		fetcher: fetcher, images: images, files: &runFiles{}, stdout: os.Stdout, stderr: os.Stderr,
-		hw: hardware{accel: o.accel, memory: o.memory, cpus: o.cpus, append: o.append, extra: o.qemuArgs},
+		hw: hardware{accel: o.accel, memory: o.memory, cpus: o.cpus, append: o.append, extra: o.qemuArgs,
+			bootPatience: o.bootTimeout},
 		spec: guestSpec{
 			Args:    slices.Clone(args),
 			Dir:     dir,

@@ -43,13 +43,34 @@ type machine struct {
 	exit    *exitMessage
 	ended   bool // the guest said that nothing follows
 	onStart func()
+	booting *time.Timer // ends the machine if it fires
 }
+
+// bootAttempts bounds how often a machine is booted that hangs before the command has started.
+const bootAttempts = 3
+
+// errNotStarted: an emulated machine with several CPUs sometimes spins before its init runs.
+var errNotStarted = errors.New("the command did not start in time")
 
 // byePatience is how long QEMU may take to end when both sides have said goodbye.
 const byePatience = 20 * time.Second
 
-// run boots, runs the command and returns its exit code. An error comes with a code of ours.
+// run boots, runs the command and returns its exit code. An error comes with a code of ours. A machine that hangs
+// before the command has started has done nothing yet, and is booted again.
 func (m *machine) run(ctx context.Context) (int, error) {
+	for attempt := 1; ; attempt++ {
+		code, err := m.runOnce(ctx)
+		if !errors.Is(err, errNotStarted) || attempt == bootAttempts {
+			return code, err
+		}
+		m.fetcher.progress.warn("booting again: %v", err)
+		m.console.reset()
+	}
+}
+
+func (m *machine) runOnce(ctx context.Context) (int, error) {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	initrd, err := m.initrd()
 	if err != nil {
 		return exitMachine, err
@@ -72,6 +93,8 @@ func (m *machine) run(ctx context.Context) (int, error) {
 	var said bytes.Buffer
 	command.Stdout, command.Stderr = &said, &said
 	m.started = time.Now()
+	m.booting = time.AfterFunc(m.hw.bootPatience, func() { end(errNotStarted) })
+	defer m.booting.Stop()
 	err = command.Start()
 	consoleEnd.Close()
 	portEnd.Close()
@@ -128,6 +151,7 @@ func (m *machine) serve(kind frameKind, payload []byte) error {
 	var err error
 	switch kind {
 	case frameStarted:
+		m.booting.Stop()
 		m.boot = time.Since(m.started)
 		var message startedMessage
 		err = json.Unmarshal(payload, &message)
@@ -176,6 +200,8 @@ func (m *machine) verdict(cause, talkErr error, state *os.ProcessState, said str
 	switch {
 	case errors.As(cause, &signal):
 		return 128 + int(signal.signal), cause
+	case errors.Is(cause, errNotStarted):
+		return exitMachine, fmt.Errorf("%w: %w", errNotStarted, m.trouble("after "+m.hw.bootPatience.String(), problems, tail))
 	case errors.Is(cause, context.DeadlineExceeded):
 		return exitTimeout, m.trouble("timeout: the virtual machine was ended", problems, tail)
 	case cause != nil:

@@ -44,6 +44,7 @@ func TestVerdict(t *testing.T) {
 		"death before the end": {exit: &exitMessage{}, unfinished: true, qemu: debugExitStatus, code: exitMachine, says: "without"},
 		"warning":              {console: "[    1.2] WARNING: CPU: 0\n", exit: &exitMessage{}, qemu: debugExitStatus, code: exitKernel, says: "WARNING: CPU: 0"},
 		"timeout":              {cause: context.DeadlineExceeded, qemu: 0, code: exitTimeout, says: "timeout"},
+		"hung boot":            {cause: errNotStarted, code: exitMachine, says: "did not start in time"},
 		"SIGTERM":              {cause: &signalError{syscall.SIGTERM}, code: 143, says: "terminated"},
 		"abandoned":            {cause: errAbandoned, code: exitMachine, says: "nobody"},
 		"write error":          {talk: errors.New("disk full"), exit: &exitMessage{}, qemu: debugExitStatus, code: exitMachine, says: "disk full"},

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // hardware is the machine that QEMU emulates.
@@ -20,7 +21,12 @@ type hardware struct {
 	cpus   int
 	append string   // more words for the kernel's command line
 	extra  []string // more arguments for QEMU; they come last, so they win
+	// bootPatience is how long it may take until the command starts.
+	bootPatience time.Duration
 }
+
+// defaultBootPatience: an emulated boot takes 5 s, and 30 on a busy machine.
+const defaultBootPatience = 90 * time.Second
 
 // Descriptors of the QEMU process.
 const (
@@ -30,8 +36,10 @@ const (
 )
 
 // kernelParameters: the console gets warnings and worse (a WARN is one), a panic reboots, which ends QEMU. The
-// self-tests of the ciphers are left out, as they are a third of all instructions until the command starts.
-const kernelParameters = "console=ttyS0 panic=-1 loglevel=5 printk.devkmsg=on cryptomgr.notests=1 rdinit=" + guestInitPath
+// self-tests of the ciphers are left out, as they are a third of all instructions until the command starts. The time
+// stamp counter of an emulated CPU is sound, but the kernel's watchdog often thinks otherwise, and then reads the HPET
+// for each clock_gettime: QEMU's big lock is taken for it, and machines have been seen to spin on that without end.
+const kernelParameters = "console=ttyS0 panic=-1 loglevel=5 printk.devkmsg=on cryptomgr.notests=1 tsc=reliable rdinit=" + guestInitPath
 
 // qemu returns the command that boots the kernel. It does not outlive us.
 func (f *fetcher) qemu(ctx context.Context, k *kernel, h hardware, files ...*os.File) (*exec.Cmd, error) {

@@ -184,7 +184,7 @@ func (t *testRun) goTest(ctx context.Context, word string, args []string, into *
 func (t *testRun) execPrefix(self, word string) string {
 	o := &t.machine
 	words := []string{self, "exec", "--kernel", word, "--accel", o.accel, "--memory", strconv.Itoa(o.memory),
-		"--cpus", strconv.Itoa(o.cpus)}
+		"--cpus", strconv.Itoa(o.cpus), "--boot-timeout", o.bootTimeout.String()}
 	if o.withoutTLS {
 		words = append(words, "--without-tls")
 	}

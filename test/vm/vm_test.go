@@ -131,6 +131,15 @@ func TestVMKernels(t *testing.T) {
 	}
 }
 
+// A machine that never gets to its init, here because its CPUs stand still, is booted again, and in the end given up.
+func TestVMHungBootIsTriedAgain(t *testing.T) {
+	got := vmExec(t, "", "-no-dir", "-boot-timeout", "500ms", "-qemu-arg", "-S", "true")
+	got.want(t, exitMachine)
+	if n := strings.Count(got.stderr, "booting again"); n != bootAttempts-1 || !strings.Contains(got.stderr, errNotStarted.Error()) {
+		t.Errorf("%d boots after the first: %s", n, got.stderr)
+	}
+}
+
 func TestVMPanicIsFailure(t *testing.T) {
 	got := vmExec(t, "", "-no-dir", "sh", "-c", "echo before; echo c > /proc/sysrq-trigger; sleep 60")
 	got.want(t, exitKernel)
