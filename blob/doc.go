@@ -11,6 +11,9 @@
 // State that was sealed, once, for the socket it was sealed for. FORMAT.md is the
 // normative description of the bytes.
 //
+// A key that a network device holds stays there: its State has Held set in place of key
+// and IV, its blob is a reference, and destroying either destroys a name.
+//
 // A blob is sealed to a [PublicKey] which the opening process makes afresh at each
 // start. The sealing process holds one ratchet per [Sealer]: it can seal the next
 // blob, and it cannot open any, its own earlier ones included.

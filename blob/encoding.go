@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 )
 
@@ -27,12 +28,18 @@ const (
 // Kind says what a blob holds.
 type Kind uint8
 
-// KindMaterial is the only kind of format version 1: the key itself moves.
-const KindMaterial Kind = 1
+// The two kinds of format version 1.
+const (
+	KindMaterial  Kind = 1 // the key itself moves
+	KindReference Kind = 2 // the key stays in a device, and its name moves
+)
 
 func (k Kind) String() string {
-	if k == KindMaterial {
+	switch k {
+	case KindMaterial:
 		return "material"
+	case KindReference:
+		return "reference"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -115,9 +122,9 @@ func Inspect(b []byte) (Header, error) {
 	if string(b[:8]) != magic {
 		return h, fmt.Errorf("%w: does not start with %q", ErrMalformed, magic)
 	}
-	if b[8] != formatVersion || Kind(b[9]) != KindMaterial {
-		return h, fmt.Errorf("%w: version %d, kind %d; this build knows version %d, kind %d",
-			ErrVersion, b[8], b[9], formatVersion, KindMaterial)
+	if kind := Kind(b[9]); b[8] != formatVersion || kind != KindMaterial && kind != KindReference {
+		return h, fmt.Errorf("%w: version %d, kind %d; this build knows version %d, kinds %d and %d",
+			ErrVersion, b[8], b[9], formatVersion, KindMaterial, KindReference)
 	}
 	got := Header{
 		Kind:      Kind(b[9]),
@@ -144,9 +151,9 @@ func Inspect(b []byte) (Header, error) {
 		return h, fmt.Errorf("%w: no socket", ErrMalformed)
 	case expiry > maxExpiry:
 		return h, fmt.Errorf("%w: expiry out of range", ErrMalformed)
-	case int(size) != bodySize(got.Suite)+tagSize || len(b) != HeaderSize+int(size):
-		return h, fmt.Errorf("%w: %d bytes behind the header, which says %d; %v has %d",
-			ErrMalformed, len(b)-HeaderSize, size, got.Suite, bodySize(got.Suite)+tagSize)
+	case int(size) != bodySize(got.Kind, got.Suite)+tagSize || len(b) != HeaderSize+int(size):
+		return h, fmt.Errorf("%w: %d bytes behind the header, which says %d; %v of %v has %d",
+			ErrMalformed, len(b)-HeaderSize, size, got.Kind, got.Suite, bodySize(got.Kind, got.Suite)+tagSize)
 	}
 	got.Expiry = time.UnixMilli(int64(expiry))
 	return got, nil
@@ -156,15 +163,33 @@ func Inspect(b []byte) (Header, error) {
 // expiry has a printable time.
 const maxExpiry = 253402300799999
 
-// bodySize is the length of a sealed State before encryption (FORMAT.md, section 3).
-func bodySize(c CipherSuite) int { return c.AEAD().KeySize() + c.IVSize() + 8 + c.secretSize() }
+// Sizes in bytes of what a reference has in place of key and IV.
+const (
+	digestSize = 16
+	deviceSize = maxDevice + 1
+)
 
-// body writes what is secret of the State: key, IV, sequence number, next secret.
+// bodySize is the length of a sealed State before encryption (FORMAT.md, section 3).
+func bodySize(k Kind, c CipherSuite) int {
+	if k == KindReference {
+		return digestSize + deviceSize + 8 + c.secretSize()
+	}
+	return c.AEAD().KeySize() + c.IVSize() + 8 + c.secretSize()
+}
+
+// body writes what is not in the header of the State: key and IV, or what names them;
+// sequence number, next secret.
 func (s *State) body() []byte {
 	// Room for the tag, so that sealing in place does not reallocate.
-	b := make([]byte, 0, bodySize(s.Suite)+tagSize)
-	b = append(b, s.Key.Bytes()...)
-	b = append(b, s.IV.Bytes()...)
+	b := make([]byte, 0, bodySize(s.Kind(), s.Suite)+tagSize)
+	if s.Kind() == KindReference {
+		b = append(b, s.Held.Digest[:]...)
+		b = append(b, s.Held.Device...)
+		b = append(b, make([]byte, deviceSize-len(s.Held.Device))...)
+	} else {
+		b = append(b, s.Key.Bytes()...)
+		b = append(b, s.IV.Bytes()...)
+	}
 	b = binary.BigEndian.AppendUint64(b, s.Seq)
 	return append(b, s.NextSecret.Bytes()...)
 }
@@ -172,8 +197,8 @@ func (s *State) body() []byte {
 // stateOf reads back what body wrote; all else of the State is in the header. The
 // caller destroys b.
 func stateOf(h *Header, b []byte) (*State, error) {
-	if len(b) != bodySize(h.Suite) {
-		return nil, fmt.Errorf("%w: body of %d bytes, want %d", ErrState, len(b), bodySize(h.Suite))
+	if len(b) != bodySize(h.Kind, h.Suite) {
+		return nil, fmt.Errorf("%w: body of %d bytes, want %d", ErrState, len(b), bodySize(h.Kind, h.Suite))
 	}
 	next := func(n int) []byte {
 		part := append([]byte(nil), b[:n]...)
@@ -183,10 +208,18 @@ func stateOf(h *Header, b []byte) (*State, error) {
 	s := &State{
 		Role: h.Role, Direction: h.Direction, Version: h.Version, Suite: h.Suite,
 		Epoch: h.Epoch, Cookie: h.Cookie,
-		Key: NewSecret(next(h.Suite.AEAD().KeySize())),
-		IV:  NewSecret(next(h.Suite.IVSize())),
-		Seq: binary.BigEndian.Uint64(next(8)),
 	}
+	if h.Kind == KindReference {
+		digest := KeyDigest(next(digestSize))
+		device, padding, _ := strings.Cut(string(next(deviceSize)), "\x00")
+		s.Held = Held{device, digest}
+		if strings.Trim(padding, "\x00") != "" || s.Kind() != KindReference {
+			return nil, fmt.Errorf("%w: device name of a reference", ErrState)
+		}
+	} else {
+		s.Key, s.IV = NewSecret(next(h.Suite.AEAD().KeySize())), NewSecret(next(h.Suite.IVSize()))
+	}
+	s.Seq = binary.BigEndian.Uint64(next(8))
 	s.NextSecret = NewSecret(next(len(b)))
 	if err := s.Validate(); err != nil {
 		s.Destroy()

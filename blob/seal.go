@@ -42,7 +42,7 @@ func (s *Sealer) Seal(state *State, expiry time.Time) (Blob, error) {
 	}
 	defer clear(key)
 	header := Header{
-		Kind: KindMaterial, Role: state.Role, Direction: state.Direction,
+		Kind: state.Kind(), Role: state.Role, Direction: state.Direction,
 		Version: state.Version, Suite: state.Suite, Epoch: state.Epoch,
 		Index: index, Instance: s.instance, Sealer: s.id,
 		Cookie: state.Cookie, Expiry: expiry,

@@ -3,9 +3,14 @@
 package blob
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
+	"unicode/utf8"
 )
 
 // Role says which end of the connection holds the key.
@@ -66,11 +71,62 @@ type State struct {
 	Cookie uint64
 	// Key is AEAD.KeySize bytes, IV is CipherSuite.IVSize bytes.
 	Key, IV Secret
+	// Held is set if the key stays where it is, in a network device. Then Key and IV are
+	// empty, and the State is no more than the key's name: it cannot be installed.
+	Held Held
 	// NextSecret is application_traffic_secret_N+1, where N is Epoch: what a
 	// KeyUpdate switches to (RFC 8446, Section 7.2). The secret that Key comes from is
 	// not kept, so who finds a State later cannot recompute an earlier key. Empty in
 	// TLS 1.2.
 	NextSecret Secret
+}
+
+// Held names a key that a network device holds. The zero value names none.
+type Held struct {
+	// Device is the name of the interface, 1 to 15 bytes.
+	Device string
+	// Digest is that of the key, by State.KeyDigest.
+	Digest KeyDigest
+}
+
+// maxDevice is IFNAMSIZ without its NUL (include/uapi/linux/if.h).
+const maxDevice = 15
+
+func (h Held) valid() bool {
+	named := len(h.Device) >= 1 && len(h.Device) <= maxDevice &&
+		!strings.ContainsFunc(h.Device, func(r rune) bool { return r <= ' ' || r == '/' || r == 0x7f || r == utf8.RuneError })
+	return named && h.Digest != KeyDigest{}
+}
+
+// KeyDigest recognises a key without being one: the first half of a SHA-256 over a
+// label, the suite, the key and the IV (FORMAT.md, section 3).
+type KeyDigest [16]byte
+
+func (d KeyDigest) String() string { return hex.EncodeToString(d[:]) }
+
+const labelDigest = "offloadd key digest v1"
+
+// KeyDigest returns the digest of the State's key, be it here or held elsewhere.
+func (s *State) KeyDigest() KeyDigest {
+	if s.Kind() == KindReference {
+		return s.Held.Digest
+	}
+	h := sha256.New()
+	io.WriteString(h, labelDigest)
+	h.Write(binary.BigEndian.AppendUint16(nil, uint16(s.Suite)))
+	h.Write(s.Key.Bytes())
+	h.Write(s.IV.Bytes())
+	sum := h.Sum(nil)
+	h.Reset() // its block buffer held the key
+	return KeyDigest(sum[:16])
+}
+
+// Kind says whether the State holds the key or names it.
+func (s *State) Kind() Kind {
+	if s.Held != (Held{}) {
+		return KindReference
+	}
+	return KindMaterial
 }
 
 // Validate reports the first way in which the State is not one, as an [ErrState].
@@ -93,14 +149,29 @@ func (s *State) Validate() error {
 		return bad("bound to no socket")
 	case s.Seq == 1<<64-1:
 		return bad("sequence numbers are used up")
+	case s.NextSecret.Len() != s.Suite.secretSize():
+		return bad("traffic secret of %d bytes, want %d", s.NextSecret.Len(), s.Suite.secretSize())
+	}
+	if s.Kind() == KindReference {
+		return s.validateHeld(bad)
+	}
+	switch {
 	case s.Key.Len() != s.Suite.AEAD().KeySize():
 		return bad("key of %d bytes, want %d", s.Key.Len(), s.Suite.AEAD().KeySize())
 	case s.IV.Len() != s.Suite.IVSize():
 		return bad("IV of %d bytes, want %d", s.IV.Len(), s.Suite.IVSize())
-	case s.NextSecret.Len() != s.Suite.secretSize():
-		return bad("traffic secret of %d bytes, want %d", s.NextSecret.Len(), s.Suite.secretSize())
 	case allZero(s.Key.Bytes()):
 		return bad("the key is all zero: it was destroyed")
+	}
+	return nil
+}
+
+func (s *State) validateHeld(bad func(string, ...any) error) error {
+	switch {
+	case !s.Held.valid():
+		return bad("device %q or digest of a held key", s.Held.Device)
+	case s.Key.Len() != 0 || s.IV.Len() != 0:
+		return bad("a reference that carries key bytes")
 	}
 	return nil
 }
@@ -114,7 +185,7 @@ func allZero(b []byte) bool {
 }
 
 // Destroy overwrites key, IV and secret with zeros. It may be called on nil and
-// more than once.
+// more than once. A key that a device holds is not touched: only its name goes away.
 func (s *State) Destroy() {
 	if s == nil {
 		return
@@ -129,8 +200,12 @@ func (s *State) String() string {
 	if s == nil {
 		return "no state"
 	}
-	return fmt.Sprintf("%v %v key, %v, %v, epoch %d, sequence number %d, socket %d",
-		s.Role, s.Direction, s.Version, s.Suite, s.Epoch, s.Seq, s.Cookie)
+	where := ""
+	if s.Kind() == KindReference {
+		where = fmt.Sprintf(", held by %s", s.Held.Device)
+	}
+	return fmt.Sprintf("%v %v key, %v, %v, epoch %d, sequence number %d, socket %d%s",
+		s.Role, s.Direction, s.Version, s.Suite, s.Epoch, s.Seq, s.Cookie, where)
 }
 
 // Format writes String for every verb.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -86,6 +87,9 @@ func (v *vector) key(t *testing.T) *PrivateKey {
 }
 
 func describe(s *State) string {
+	if s.Kind() == KindReference {
+		return fmt.Sprintf("epoch=%d seq=%d device=%s digest=%v next=%x", s.Epoch, s.Seq, s.Held.Device, s.Held.Digest, s.NextSecret.Bytes())
+	}
 	return fmt.Sprintf("epoch=%d seq=%d key=%x iv=%x next=%x", s.Epoch, s.Seq, s.Key.Bytes(), s.IV.Bytes(), s.NextSecret.Bytes())
 }
 
@@ -181,7 +185,7 @@ func writeVectors(t *testing.T) {
 	write("malformed_expiry", "malformed", "an expiry after the year 9999", suite, set(56, 0xff))
 	write("malformed_length", "malformed", "length is not the suite's", suite, set(67, 0))
 	write("version_format", "version", "format version 2", suite, set(8, 2))
-	write("version_kind", "version", "kind 2", suite, set(9, 2))
+	write("version_kind", "version", "kind 3", suite, set(9, 3))
 	write("recipient_instance", "recipient", "another instance", suite, set(24, 0))
 	write("recipient_sealer", "recipient", "another sealer", suite, func(v *vector) { v.blob[40] ^= 1 })
 	write("cookie", "cookie", "the descriptor is another socket", suite, func(v *vector) { v.cookie++ })
@@ -197,11 +201,37 @@ func writeVectors(t *testing.T) {
 	write("sealed_epoch", "sealed", "the header claims another epoch", suite, set(19, 9))
 	write("sealed_index", "sealed", "the header claims a later index", suite, func(v *vector) { v.blob[23]++ })
 	write("state_zero_key", "state", "authentic, but the key is all zero", suite, func(v *vector) { v.blob = sealRaw(t, sealer, v.blob, make([]byte, 16)); v.opened++ })
+	const held = TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+	reference := func(body ...byte) func(*vector) {
+		return func(v *vector) {
+			v.blob, v.opened = sealRaw(t, sealer, asReference(v.blob), body), v.opened+1
+			v.state = "epoch=0 seq=1 device=nic0 digest=" + strings.Repeat("44", 16) + " next="
+		}
+	}
+	digest, seq := bytes.Repeat([]byte{0x44}, 16), []byte{0, 0, 0, 0, 0, 0, 0, 1}
+	device := func(name string) []byte { return append([]byte(name), make([]byte, 16-len(name))...) }
+	write("ok_reference", "ok", "a good reference to a key in a device", held, reference(slices.Concat(digest, device("nic0"), seq)...))
+	write("malformed_kind_length", "malformed", "a blob of material that claims to be a reference", held, set(9, 2))
+	write("state_device_empty", "state", "authentic, but a reference to no device", held, reference(slices.Concat(digest, device(""), seq)...))
+	write("state_device_padding", "state", "authentic, but a byte follows the device's name", held, reference(slices.Concat(digest, device("nic0\x00x"), seq)...))
+	write("state_device_long", "state", "authentic, but a device's name of 16 bytes", held, reference(slices.Concat(digest, device("abcdefghijklmnop"), seq)...))
+	write("state_digest", "state", "authentic, but a reference to no key", held, reference(slices.Concat(make([]byte, 16), device("nic0"), seq)...))
 	write("state_seq", "state", "authentic, but the sequence number is 2^64-1", suite, func(v *vector) {
-		body := bytes.Repeat([]byte{0xff}, bodySize(suite))
+		body := bytes.Repeat([]byte{0xff}, bodySize(KindMaterial, suite))
 		v.blob = sealRaw(t, sealer, v.blob, body)
 		v.opened++
 	})
+}
+
+// asReference changes the kind in the header of b, and the length with it.
+func asReference(b Blob) Blob {
+	h, err := Inspect(b)
+	if err != nil {
+		panic(err)
+	}
+	h.Kind = KindReference
+	size := bodySize(KindReference, h.Suite)
+	return append(h.append(nil, size), make([]byte, size+tagSize)...)
 }
 
 // sealRaw seals a body that Seal would refuse, with the header of b.
@@ -215,7 +245,7 @@ func sealRaw(t *testing.T, s *Sealer, b Blob, body []byte) Blob {
 		t.Fatal(err)
 	}
 	h.Index = index
-	full := make([]byte, bodySize(h.Suite))
+	full := make([]byte, bodySize(h.Kind, h.Suite))
 	copy(full, body)
 	out := h.append(nil, len(full))
 	return blobAEAD(key).Seal(out, blobNonce(), full, bytes.Clone(out))
