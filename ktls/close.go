@@ -3,6 +3,7 @@
 package ktls
 
 import (
+	"errors"
 	"net"
 	"time"
 )
@@ -36,7 +37,9 @@ func (c *Conn) Close() error {
 	c.out.Unlock()
 
 	c.in.Lock()
-	c.drain()
+	if !errors.Is(c.in.err, ErrMoved) { // what has arrived since is the new owner's
+		c.drain()
+	}
 	c.in.Unlock()
 	if err := c.inner.Close(); flushed == nil {
 		return err

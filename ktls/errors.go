@@ -37,6 +37,11 @@ var (
 	ErrRewind = errors.New("the socket has this key already and is past its sequence number")
 	// ErrMismatch: the kernel returned another state than the one it was given.
 	ErrMismatch = errors.New("the state read back from the kernel differs")
+	// ErrHeld: a state that names a key in a device cannot be installed; Adopt takes it.
+	ErrHeld = errors.New("a key that a network device holds cannot be installed, only adopted with its socket")
+	// ErrNotHeld: a state says that a device holds the key, and the socket's is in
+	// software, or in another device.
+	ErrNotHeld = errors.New("the key is not held by the network device that the state names")
 	// ErrSockmap: the kernel takes such a key, but not on this socket.
 	ErrSockmap = errors.New("the kernel takes this suite but refused it on this socket: " +
 		"the socket is probably in a BPF sockmap, which excludes kernel TLS")
@@ -114,6 +119,15 @@ var (
 	// ErrUndelivered: Close could not hand all accepted data to TCP in time.
 	ErrUndelivered = errors.New("the peer did not take all data in time: data accepted by Write may be lost")
 )
+
+// ErrMoved: Export has moved the connection away.
+var ErrMoved = errors.New("the connection was moved to another owner")
+
+// NotQuietError says why [Conn.Export] cannot take a connection's state now. The
+// connection goes on as if nothing had been asked.
+type NotQuietError struct{ What string }
+
+func (e *NotQuietError) Error() string { return "the connection is not quiet: " + e.What }
 
 // AlertError is a TLS alert that the peer sent, other than close_notify.
 type AlertError struct {

@@ -48,8 +48,17 @@ func Cookie(c syscall.Conn) (uint64, error) {
 // the ULP is on when Install fails, be it that Install or the caller attached it,
 // the socket has been shut down.
 func Install(c syscall.Conn, read, write *blob.State) (Info, error) {
+	custody, info, err := InstallKeeping(c, read, write)
+	custody.Destroy()
+	return info, err
+}
+
+// InstallKeeping is Install, and keeps what goes on with the connection outside the
+// kernel needs: see [Custody].
+func InstallKeeping(c syscall.Conn, read, write *blob.State) (*Custody, Info, error) {
 	defer read.Destroy()
 	defer write.Destroy()
+	var custody *Custody
 	var info Info
 	err := control(c, func(fd int) error {
 		in := &installation{fd: fd, read: read, write: write, readBack: readKey}
@@ -57,10 +66,10 @@ func Install(c syscall.Conn, read, write *blob.State) (Info, error) {
 			in.abandon()
 			return fmt.Errorf("install TLS keys: %w", err)
 		}
-		info = infoOf(fd)
+		custody, info = takeCustody(fd, read, write), infoOf(fd)
 		return nil
 	})
-	return info, err
+	return custody, info, err
 }
 
 // installation is one run of Install.
@@ -90,9 +99,24 @@ func (in *installation) run() error {
 	return nil
 }
 
-// checkStates checks that the two states are the two directions of one connection.
+// checkStates refuses what cannot be installed.
 func (in *installation) checkStates() error {
-	r, w := in.read, in.write
+	if err := checkPair(in.read, in.write); err != nil {
+		return err
+	}
+	for _, s := range []*blob.State{in.read, in.write} {
+		if s.Kind() == blob.KindReference {
+			return fmt.Errorf("%w (the %v key, in %s)", ErrHeld, s.Direction, s.Held.Device)
+		}
+	}
+	if in.read.Key.Equal(in.write.Key) {
+		return fmt.Errorf("%w: one key for both directions", blob.ErrState)
+	}
+	return nil
+}
+
+// checkPair checks that the two states are the two directions of one connection.
+func checkPair(r, w *blob.State) error {
 	if r == nil || w == nil {
 		return fmt.Errorf("%w: a direction is missing", blob.ErrState)
 	}
@@ -113,8 +137,6 @@ func (in *installation) checkStates() error {
 		differ = "cipher suite"
 	case r.Cookie != w.Cookie:
 		return fmt.Errorf("%w: the two states belong to two sockets", blob.ErrCookie)
-	case r.Key.Equal(w.Key):
-		return fmt.Errorf("%w: one key for both directions", blob.ErrState)
 	}
 	if differ != "" {
 		return fmt.Errorf("%w: the %ss of the two directions differ", blob.ErrState, differ)
@@ -122,17 +144,19 @@ func (in *installation) checkStates() error {
 	return nil
 }
 
-// checkSocket checks that this is the TCP socket that the states were made for.
-func (in *installation) checkSocket() error {
-	if err := checkTCP(in.fd); err != nil {
+func (in *installation) checkSocket() error { return checkSocket(in.fd, in.read.Cookie) }
+
+// checkSocket checks that this is the TCP socket that a state was made for.
+func checkSocket(fd int, want uint64) error {
+	if err := checkTCP(fd); err != nil {
 		return err
 	}
-	n, err := cookie(in.fd)
+	n, err := cookie(fd)
 	if err != nil {
 		return err
 	}
-	if n != in.read.Cookie {
-		return fmt.Errorf("%w: made for socket %d, not for %d", blob.ErrCookie, in.read.Cookie, n)
+	if n != want {
+		return fmt.Errorf("%w: made for socket %d, not for %d", blob.ErrCookie, want, n)
 	}
 	return nil
 }

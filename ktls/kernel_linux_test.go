@@ -166,3 +166,16 @@ func mptcpSocket(t testing.TB) *net.TCPConn {
 	}
 	return c.(*net.TCPConn)
 }
+
+// waitReadable waits until something has arrived.
+func waitReadable(t testing.TB, c *net.TCPConn) {
+	t.Helper()
+	for until := time.Now().Add(10 * time.Second); time.Now().Before(until); time.Sleep(time.Millisecond) {
+		queued := 0
+		withFD(t, c, func(fd int) { queued, _ = unix.IoctlGetInt(fd, unix.SIOCINQ) })
+		if queued > 0 {
+			return
+		}
+	}
+	t.Fatal("nothing arrives")
+}

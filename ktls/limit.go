@@ -27,6 +27,8 @@ type recordCounter struct {
 	used, limit uint64
 	// content is the most bytes that the kernel puts in a record.
 	content int
+	// bytes is the exact number of bytes written.
+	bytes uint64
 }
 
 func newRecordCounter(aead blob.AEAD, content int) recordCounter {
@@ -61,5 +63,6 @@ func (r *recordCounter) allow(n, fragments int) int {
 func (r *recordCounter) add(n, fragments int) {
 	if n > 0 {
 		r.used += r.cost(n, fragments)
+		r.bytes += uint64(n)
 	}
 }

@@ -48,6 +48,9 @@ const (
 	// Connection gives a connection with installed keys to the application. Daemon to
 	// application.
 	Connection
+	// Moved gives a live connection to another process, with both states sealed as they
+	// are: they are to be compared with the kernel's, and never installed.
+	Moved
 )
 
 func (t Type) String() string {
@@ -75,6 +78,7 @@ var shapes = [...]shape{
 	Failed:      {name: "failed", cookie: true, body: 1 << 10},
 	Drain:       {name: "drain"},
 	Connection:  {name: "connection", descriptor: true, facts: true},
+	Moved:       {name: "moved", descriptor: true, blobs: true, facts: true, body: 256},
 }
 
 // Message is one message. Which fields are used depends on the type.

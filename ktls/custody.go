@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ktls
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/offloadd/offloadd/blob"
+)
+
+// Custody is what stays outside the kernel of a connection whose keys are in it: the
+// traffic secrets that the next KeyUpdate of either direction switches to (RFC 8446,
+// Section 7.2), and where the connection stood when they were taken over. Without it
+// nobody can take the keys back by [Conn.Export].
+//
+// It belongs to one owner at a time and is not safe for concurrent use.
+type Custody struct {
+	role                  blob.Role
+	suite                 blob.CipherSuite
+	cookie                uint64
+	readEpoch, writeEpoch uint32
+	// nextRead and nextWrite are empty in TLS 1.2.
+	nextRead, nextWrite blob.Secret
+	// sent is where the write direction stood.
+	sent mark
+}
+
+// mark is a point in the write direction: the number of the next record, and the
+// bytes that TCP had been given up to there.
+type mark struct{ seq, tcp uint64 }
+
+// takeCustody takes over what the states hold beside the keys. The states are
+// destroyed by the caller.
+func takeCustody(fd int, read, write *blob.State) *Custody {
+	c := &Custody{
+		role: read.Role, suite: read.Suite, cookie: read.Cookie,
+		readEpoch: read.Epoch, writeEpoch: write.Epoch,
+		nextRead: moveSecret(&read.NextSecret), nextWrite: moveSecret(&write.NextSecret),
+		sent: mark{seq: write.Seq},
+	}
+	// An error means that there is no connection; Export finds that out.
+	c.sent.tcp, _ = givenToTCP(fd)
+	return c
+}
+
+// moveSecret leaves nothing behind that Destroy of the source could overwrite.
+func moveSecret(from *blob.Secret) blob.Secret {
+	s := *from
+	*from = blob.Secret{}
+	return s
+}
+
+// Destroy overwrites the secrets. It may be called on nil and more than once.
+func (c *Custody) Destroy() {
+	if c == nil {
+		return
+	}
+	c.nextRead.Destroy()
+	c.nextWrite.Destroy()
+}
+
+// String names the connection without telling a secret.
+func (c *Custody) String() string {
+	if c == nil {
+		return "no custody"
+	}
+	return fmt.Sprintf("custody of socket %d, %v, %v, epochs %d and %d", c.cookie, c.role, c.suite, c.readEpoch, c.writeEpoch)
+}
+
+// Format writes String for every verb.
+func (c *Custody) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
+
+// LogValue is String.
+func (c *Custody) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
+// MarshalText is String: custody has no textual form.
+func (c *Custody) MarshalText() ([]byte, error) { return []byte(c.String()), nil }

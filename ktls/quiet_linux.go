@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ktls
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// stableLooks bounds how often two numbers of a socket are read until they belong to
+// one moment.
+const stableLooks = 1000
+
+// givenToTCP returns how many bytes TCP has been given since the connection began, up
+// to a constant: those that the peer has acknowledged, and those it has not
+// (SIOCOUTQ). The kernel tells the two in two calls, so they are read until nothing
+// moved in between.
+func givenToTCP(fd int) (uint64, error) {
+	for range stableLooks {
+		before, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+		if err != nil {
+			return 0, os.NewSyscallError("ioctl SIOCOUTQ", err)
+		}
+		info, err := unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO)
+		if err != nil {
+			return 0, os.NewSyscallError("getsockopt TCP_INFO", err)
+		}
+		after, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+		if err != nil {
+			return 0, os.NewSyscallError("ioctl SIOCOUTQ", err)
+		}
+		if before == after {
+			return info.Bytes_acked + uint64(after), nil
+		}
+	}
+	return 0, &NotQuietError{"acknowledgements come faster than they can be counted"}
+}
+
+// nothingToRead proves that no record is waiting whole, and none in part: a look that
+// would find either finds nothing. If there is one, looking decrypts it, and it waits
+// to be read as before.
+func nothingToRead(fd int) error {
+	p, oob := make([]byte, 1), make([]byte, cmsgRoom)
+	defer clear(p)
+	n, err := uninterrupted(func() (n int, err error) {
+		n, _, _, _, err = unix.Recvmsg(fd, p, oob, unix.MSG_DONTWAIT|unix.MSG_PEEK)
+		return n, err
+	})
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return nil
+	case err != nil:
+		return os.NewSyscallError("recvmsg", err)
+	case n == 0:
+		return &NotQuietError{"the peer has closed, or sent an empty record"}
+	}
+	return &NotQuietError{"there is more to read"}
+}
+
+// routeDevice returns the name of the interface that the socket's packets leave by. The
+// socket must belong to the caller's network namespace.
+func routeDevice(fd int) (string, error) {
+	local, peer, err := socketHosts(fd)
+	if err != nil {
+		return "", err
+	}
+	options := &netlink.RouteGetOptions{SrcAddr: local}
+	if device, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX); err == nil {
+		options.OifIndex = device
+	}
+	routes, err := netlink.RouteGetWithOptions(peer, options)
+	if err != nil || len(routes) == 0 {
+		return "", fmt.Errorf("the device of the route: %w", errors.Join(err, os.ErrNotExist))
+	}
+	link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	if err != nil {
+		return "", fmt.Errorf("the device of the route: %w", err)
+	}
+	return link.Attrs().Name, nil
+}
+
+// socketHosts returns both addresses, without ports.
+func socketHosts(fd int) (local, peer net.IP, err error) {
+	l, err := unix.Getsockname(fd)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("getsockname", err)
+	}
+	p, err := unix.Getpeername(fd)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("getpeername", err)
+	}
+	return hostOf(l), hostOf(p), nil
+}
+
+func hostOf(sa unix.Sockaddr) net.IP {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return net.IP(sa.Addr[:])
+	case *unix.SockaddrInet6:
+		return net.IP(sa.Addr[:])
+	}
+	return nil
+}
