@@ -23,12 +23,12 @@ type Custody struct {
 	readEpoch, writeEpoch uint32
 	// nextRead and nextWrite are empty in TLS 1.2.
 	nextRead, nextWrite blob.Secret
-	// sent is where the write direction stood.
-	sent mark
+	// sent and received are where the two directions stood.
+	sent, received mark
 }
 
-// mark is a point in the write direction: the number of the next record, and the
-// bytes that TCP had been given up to there.
+// mark is a point in one direction: the number of the next record, and the bytes that
+// TLS had given to TCP, or taken from it, up to there.
 type mark struct{ seq, tcp uint64 }
 
 // takeCustody takes over what the states hold beside the keys. The states are
@@ -38,10 +38,11 @@ func takeCustody(fd int, read, write *blob.State) *Custody {
 		role: read.Role, suite: read.Suite, cookie: read.Cookie,
 		readEpoch: read.Epoch, writeEpoch: write.Epoch,
 		nextRead: moveSecret(&read.NextSecret), nextWrite: moveSecret(&write.NextSecret),
-		sent: mark{seq: write.Seq},
+		sent: mark{seq: write.Seq}, received: mark{seq: read.Seq},
 	}
 	// An error means that there is no connection; Export finds that out.
 	c.sent.tcp, _ = givenToTCP(fd)
+	c.received.tcp, _ = takenFromTCP(fd)
 	return c
 }
 

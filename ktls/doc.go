@@ -16,8 +16,14 @@
 // kernel version appears in this package only in comments that say where a fact
 // was seen.
 //
+// A live connection moves to another process by [Conn.Export], which takes its states
+// back from the kernel at a quiet point, and [Adopt], which compares them with the
+// socket that came with them and never sets a key. A key that a network device holds is
+// recognised, and stays there.
+//
 // What this package does not do: it does not shake hands (handshaker does), it
-// keeps no key after Install returned, and it cannot change the keys of a running
+// keeps no key after Install returned, and no secret but in a [Custody] that was asked
+// for, and it cannot change the keys of a running
 // connection: a KeyUpdate of the peer ends it with [ErrKeyUpdate]. It cannot
 // prevent others who hold the descriptor from asking the kernel for the keys with
 // getsockopt.

@@ -21,11 +21,11 @@ const exportPoll = time.Millisecond
 // names it.
 //
 // That is possible at a quiet point only: no Write is under way, everything written has
-// become records that TCP has, and all that has arrived was read. Export waits for the
-// peer to make room for what is queued, until ctx ends; for all else it does not wait.
-// What is not quiet is named by a *NotQuietError, and then the connection goes on as
-// before. So a program that is to hand over in the middle of a transfer stops writing,
-// reads until a read would block, and tries again if more has come.
+// become records that TCP has, and no record was read in part. Records that nobody has
+// begun to read do not matter, they move with the socket. Export waits for the peer to
+// make room for what is queued, until ctx ends; for all else it does not wait. What is
+// not quiet is named by a *NotQuietError, and then the connection goes on as before.
+// Reading with a buffer of 16384 bytes or more leaves no record in part.
 //
 // After success the connection belongs to whoever gets the states: the Conn only
 // serves NetConn and Close, which closes the descriptor and sends nothing, and custody
@@ -47,7 +47,7 @@ func (c *Conn) Export(ctx context.Context, custody *Custody) (read, write *blob.
 		return nil, nil, err
 	}
 	err = control(c.tcp, func(fd int) (err error) {
-		if err = nothingToRead(fd); err == nil {
+		if err = c.nothingInPart(fd, custody); err == nil {
 			read, write, err = exportStates(fd, custody)
 		}
 		return err
@@ -123,6 +123,26 @@ func (c *Conn) missingFromTCP(custody *Custody) (missing uint64, err error) {
 		return nil
 	})
 	return missing, err
+}
+
+// nothingInPart proves that TLS holds nothing that was decrypted and not read, by the
+// same kind of account: what it took from TCP is the content that was read and the
+// overhead of its records. If the peer pads its records, or a part of one was taken
+// early, there is more, and the proof is that there is nothing at all to read.
+func (c *Conn) nothingInPart(fd int, custody *Custody) error {
+	seq, err := nextRecord(fd, optRX, custody.suite)
+	if err != nil {
+		return err
+	}
+	taken, err := takenFromTCP(fd)
+	if err != nil {
+		return err
+	}
+	records := seq - custody.received.seq
+	if taken-custody.received.tcp == c.in.bytes+records*recordOverhead(custody.suite) {
+		return nil
+	}
+	return nothingToRead(fd)
 }
 
 // recordOverhead is what a record adds to its content in bytes: header, explicit

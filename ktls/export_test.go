@@ -97,23 +97,19 @@ func TestExportNamesWhatIsNotQuiet(t *testing.T) {
 		disturb func(t *testing.T, k *kept, peer *ktls.Conn) (calm func())
 		want    string
 	}{
-		{"a whole record unread", func(t *testing.T, k *kept, peer *ktls.Conn) func() {
-			mustWrite(t, peer, "unread")
-			waitReadable(t, k.tcp)
-			return func() { mustRead(t, k.conn, "unread") }
-		}, "more to read"},
 		{"a record read in part", func(t *testing.T, k *kept, peer *ktls.Conn) func() {
 			mustWrite(t, peer, "half and half")
 			mustRead(t, k.conn, "half")
 			return func() { mustRead(t, k.conn, " and half") }
-		}, "more to read"},
-		{"an alert unread", func(t *testing.T, k *kept, peer *ktls.Conn) func() {
-			if err := peer.CloseWrite(); err != nil {
-				t.Fatal(err)
-			}
+		}, "in part"},
+		{"a record that was looked at", func(t *testing.T, k *kept, peer *ktls.Conn) func() {
+			mustWrite(t, peer, "looked at")
 			waitReadable(t, k.tcp)
-			return nil
-		}, "more to read"},
+			if n, err := peekRecord(t, k.tcp); n == 0 || err != nil {
+				t.Fatal(n, err)
+			}
+			return func() { mustRead(t, k.conn, "looked at") }
+		}, "in part"},
 		{"a handshake message in part", func(t *testing.T, k *kept, peer *ktls.Conn) func() {
 			sendRecord(t, peer.NetConn().(*net.TCPConn), 22, []byte{4, 0, 0})
 			waitReadable(t, k.tcp)
@@ -140,11 +136,6 @@ func TestExportNamesWhatIsNotQuiet(t *testing.T) {
 			}
 			return nil
 		}, "write side is closed"},
-		{"the peer gone", func(t *testing.T, k *kept, peer *ktls.Conn) func() {
-			peer.NetConn().(*net.TCPConn).CloseWrite()
-			waitState(t, k.tcp, tcpCloseWait)
-			return nil
-		}, "the peer has closed"},
 		{"the end read", func(t *testing.T, k *kept, peer *ktls.Conn) func() {
 			peer.CloseWrite()
 			if _, err := k.conn.Read(make([]byte, 1)); err != io.EOF {
@@ -169,6 +160,31 @@ func TestExportNamesWhatIsNotQuiet(t *testing.T) {
 			mustExport(t, k)
 		})
 	}
+}
+
+// TestWhatNobodyHasReadMovesWithTheSocket: whole records, a part of one, an alert.
+func TestWhatNobodyHasReadMovesWithTheSocket(t *testing.T) {
+	k, peer := newKept(t, suite13)
+	mustWrite(t, peer, "read")
+	mustRead(t, k.conn, "read")
+	mustWrite(t, peer, "first")
+	mustWrite(t, peer, "second")
+	if err := peer.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	waitReadable(t, k.tcp)
+	s := mustExport(t, k)
+	if s.Read.Seq != 1 {
+		t.Errorf("exported %v", s.Read)
+	}
+	if _, _, err := ktls.Adopt(k.tcp, s.Read, s.Write); err != nil {
+		t.Fatal(err)
+	}
+	again := newConn(t, k.tcp)
+	if got, err := io.ReadAll(again); err != nil || string(got) != "firstsecond" {
+		t.Errorf("the new owner read %q, %v", got, err)
+	}
+	exchange(t, again, peer)
 }
 
 // TestExportWaitsUntilTCPHasAllRecords: what a slow peer leaves queued in kernel TLS

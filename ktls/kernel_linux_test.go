@@ -179,3 +179,12 @@ func waitReadable(t testing.TB, c *net.TCPConn) {
 	}
 	t.Fatal("nothing arrives")
 }
+
+// peekRecord looks at what comes next, which decrypts it.
+func peekRecord(t testing.TB, c *net.TCPConn) (n int, err error) {
+	t.Helper()
+	withFD(t, c, func(fd int) {
+		n, _, _, _, err = unix.Recvmsg(fd, make([]byte, 4), make([]byte, 64), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	})
+	return n, err
+}

@@ -17,28 +17,47 @@ import (
 const stableLooks = 1000
 
 // givenToTCP returns how many bytes TCP has been given since the connection began, up
-// to a constant: those that the peer has acknowledged, and those it has not
-// (SIOCOUTQ). The kernel tells the two in two calls, so they are read until nothing
-// moved in between.
+// to a constant: those that the peer has acknowledged, and those it has not.
 func givenToTCP(fd int) (uint64, error) {
+	queued, info, err := stableCounts(fd, "SIOCOUTQ", unix.SIOCOUTQ)
+	if err != nil {
+		return 0, err
+	}
+	return info.Bytes_acked + queued, nil
+}
+
+// takenFromTCP returns how many bytes TLS has taken from TCP: those that have arrived
+// without those that are still queued. The parser takes a record when it is decrypted;
+// only under memory pressure it copies a part of one before that (net/tls/tls_strp.c).
+func takenFromTCP(fd int) (uint64, error) {
+	queued, info, err := stableCounts(fd, "SIOCINQ", unix.SIOCINQ)
+	if err != nil {
+		return 0, err
+	}
+	return info.Bytes_received - queued, nil
+}
+
+// stableCounts reads the length of a queue and TCP_INFO. The kernel tells them in two
+// calls, so they are read until nothing moved in between.
+func stableCounts(fd int, name string, queue uint) (uint64, *unix.TCPInfo, error) {
 	for range stableLooks {
-		before, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+		before, err := unix.IoctlGetInt(fd, queue)
 		if err != nil {
-			return 0, os.NewSyscallError("ioctl SIOCOUTQ", err)
+			return 0, nil, os.NewSyscallError("ioctl "+name, err)
 		}
 		info, err := unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO)
 		if err != nil {
-			return 0, os.NewSyscallError("getsockopt TCP_INFO", err)
+			return 0, nil, os.NewSyscallError("getsockopt TCP_INFO", err)
 		}
-		after, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+		after, err := unix.IoctlGetInt(fd, queue)
 		if err != nil {
-			return 0, os.NewSyscallError("ioctl SIOCOUTQ", err)
+			return 0, nil, os.NewSyscallError("ioctl "+name, err)
 		}
 		if before == after {
-			return info.Bytes_acked + uint64(after), nil
+			return uint64(after), info, nil
 		}
 	}
-	return 0, &NotQuietError{"acknowledgements come faster than they can be counted"}
+	return 0, nil, &NotQuietError{"packets come faster than they can be counted"}
 }
 
 // nothingToRead proves that no record is waiting whole, and none in part: a look that
@@ -59,7 +78,7 @@ func nothingToRead(fd int) error {
 	case n == 0:
 		return &NotQuietError{"the peer has closed, or sent an empty record"}
 	}
-	return &NotQuietError{"there is more to read"}
+	return &NotQuietError{"a record was read in part, or the peer pads its records and there is more to read"}
 }
 
 // routeDevice returns the name of the interface that the socket's packets leave by. The

@@ -19,6 +19,7 @@ type input struct {
 	control controlReader
 	receive func(fd uintptr) bool
 	call    receiveCall
+	bytes   uint64 // content of records of any type that was read
 }
 
 // receiveCall is one recvmsg: what goes in and what comes out. It lives in the
@@ -75,6 +76,7 @@ func (c *Conn) receive(p []byte) (int, uint8, error) {
 	if err == nil {
 		err = call.err
 	}
+	c.in.bytes += uint64(call.n)
 	return call.n, call.contentType, err
 }
 

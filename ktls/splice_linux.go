@@ -133,6 +133,7 @@ func (c *Conn) spliceRecords(p *pipe) (n int, err error) {
 			var m int
 			m, err = spliceOnce(int(fd), p.write, maxRecordContent)
 			n += m
+			c.in.bytes += uint64(m)
 			if m == 0 || err != nil {
 				break
 			}
