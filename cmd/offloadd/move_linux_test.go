@@ -98,11 +98,7 @@ func (m *moverProcess) end(t *testing.T) string {
 // connection.
 func startMovers(t *testing.T, id *identity, tcp *net.TCPConn, suite blob.CipherSuite) (first, second *moverProcess) {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "channel"), os.NewFile(uintptr(fds[1]), "channel")
+	ours, theirs := channelFiles(t)
 	defer ours.Close()
 	defer theirs.Close()
 	socket, err := tcp.File()
@@ -114,6 +110,16 @@ func startMovers(t *testing.T, id *identity, tcp *net.TCPConn, suite blob.Cipher
 	second = startMover(t, id, suite, theirs)
 	tcp.Close()
 	return first, second
+}
+
+// channelFiles returns both ends of a channel, to be inherited.
+func channelFiles(t *testing.T) (a, b *os.File) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fds[0]), "channel"), os.NewFile(uintptr(fds[1]), "channel")
 }
 
 func startMover(t *testing.T, id *identity, suite blob.CipherSuite, files ...*os.File) *moverProcess {
@@ -259,8 +265,11 @@ func (m *mover) take(err error) {
 // run echoes, gives away, takes, until one of the two meets the end.
 func (m *mover) run() {
 	for {
-		if m.conn == nil && !m.adopt() {
-			return
+		if m.conn == nil {
+			if !m.adopt() {
+				return
+			}
+			fmt.Println("adopted")
 		}
 		if m.echo() {
 			return
@@ -351,6 +360,5 @@ func (m *mover) adopt() bool {
 	m.facts = *message.Facts
 	m.custody, _, err = ktls.Adopt(m.tcp, read, write)
 	m.take(err)
-	fmt.Println("adopted")
 	return true
 }
