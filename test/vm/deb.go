@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
@@ -49,6 +50,26 @@ func readDeb(ctx context.Context, deb string, visit func(string, *tar.Header, io
 		_, err = io.Copy(io.Discard, pipe) // the padding; otherwise dpkg-deb dies of a broken pipe
 	}
 	return errors.Join(err, command.Wait())
+}
+
+// unpackDebs unpacks the packages in one directory into another, and removes them.
+func unpackDebs(ctx context.Context, from, into string) error {
+	debs, err := filepath.Glob(filepath.Join(from, "*.deb"))
+	if err != nil {
+		return err
+	}
+	if len(debs) == 0 {
+		return fmt.Errorf("no packages in %s: the download gave nothing", from)
+	}
+	for _, deb := range debs {
+		if output, err := exec.CommandContext(ctx, "dpkg-deb", "-x", deb, into).CombinedOutput(); err != nil {
+			return fmt.Errorf("unpack %s: %w: %s", filepath.Base(deb), err, output)
+		}
+		if err := os.Remove(deb); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func readTar(in io.Reader, visit func(*tar.Header, io.Reader) error) error {

@@ -28,6 +28,7 @@ type execOptions struct {
 	bootTimeout  time.Duration
 	env          []string
 	files, gets  []string
+	testModules  []string
 	stdin        bool
 	noDir        bool
 	accel        string
@@ -48,7 +49,8 @@ func execCommand() *cobra.Command {
 error and exit code passed through. On a terminal the command gets one too; ^] ends the machine.
 
 The guest's environment has PATH, HOME, TERM, OFFLOADD_* and what configures the Go runtime (GODEBUG, ...), and
-OFFLOADD_VM_KERNEL (uname -r) and OFFLOADD_KERNEL_SERIES (6.1, 6.12, 7).`,
+OFFLOADD_VM_KERNEL (uname -r) and OFFLOADD_KERNEL_SERIES (6.1, 6.12, 7). With --module there is OFFLOADD_TEST_MODULES,
+the directory in which the modules lie.`,
 		Example: `  go test -exec "/tmp/vm exec -kernel 6.12" ./ktls/...
   vm exec -kernel 6.1 -- /bin/sh
   vm exec -kernel 7 -- openssl version
@@ -73,6 +75,8 @@ OFFLOADD_VM_KERNEL (uname -r) and OFFLOADD_KERNEL_SERIES (6.1, 6.12, 7).`,
 func (o *execOptions) addMachineFlags(command *cobra.Command) {
 	flags := command.Flags()
 	flags.BoolVar(&o.withoutTLS, "without-tls", false, "leave the TLS module out of the guest")
+	flags.StringArrayVar(&o.testModules, "module", nil,
+		"build the kernel module in `DIRECTORY` and put it into the guest, not loaded (repeatable)")
 	flags.StringVar(&o.append, "append", "", "more kernel `PARAMETERS`")
 	flags.IntVar(&o.memory, "memory", 2048, "memory in `MiB`")
 	flags.IntVar(&o.cpus, "cpus", 2, "number of CPUs")
@@ -102,10 +106,15 @@ func (o *execOptions) run(ctx context.Context, timeoutSet bool, args []string) e
 	if err != nil {
 		return err
 	}
+	built, err := fetcher.modules(ctx, images.kernel, o.testModules)
+	if err != nil {
+		return err
+	}
 	m, err := o.machine(fetcher, images, args)
 	if err != nil {
 		return err
 	}
+	m.addModules(built)
 	if m.hw.accel == "auto" {
 		if m.hw.accel, err = fetcher.accelerator(ctx, images); err != nil {
 			return err
@@ -262,6 +271,9 @@ func timeoutFor(args []string, otherwise time.Duration) time.Duration {
 
 // runNative replaces this process by the command.
 func runNative(o *execOptions, args []string) error {
+	if len(o.testModules) > 0 {
+		return &exitError{code: exitMachine, err: errors.New("--module needs a virtual machine: modules are built for Debian's kernels")}
+	}
 	if err := nativeTLS(); err != nil {
 		return &exitError{code: exitMachine, err: fmt.Errorf("--kernel native: %w", err)}
 	}

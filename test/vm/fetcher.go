@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 )
@@ -85,31 +84,28 @@ func (f *fetcher) buildHostTools(ctx context.Context) error {
 		return nil
 	}
 	f.progress.step("host tools (%s)", strings.Join(hostPackages, ", "))
-	err := f.cache.build(hostName, func(dir string) error {
-		debs := filepath.Join(dir, "debs")
-		if err := f.apt.install(ctx, debs, hostPackages); err != nil {
-			return err
-		}
-		files, err := filepath.Glob(filepath.Join(debs, "*.deb"))
-		if err != nil {
-			return err
-		}
-		for _, deb := range files {
-			if output, err := exec.CommandContext(ctx, "dpkg-deb", "-x", deb, dir).CombinedOutput(); err != nil {
-				return fmt.Errorf("unpack %s: %w: %s", filepath.Base(deb), err, output)
-			}
-		}
-		if err := writeJSON(filepath.Join(dir, "packages.json"), debVersions(debs)); err != nil {
-			return err
-		}
-		return errors.Join(os.RemoveAll(debs), os.RemoveAll(filepath.Join(dir, "usr/share/doc")),
-			os.RemoveAll(filepath.Join(dir, "usr/share/locale")), os.RemoveAll(filepath.Join(dir, "usr/share/man")))
-	})
+	err := f.cache.build(hostName, func(dir string) error { return f.unpackPackages(ctx, dir, hostPackages) })
 	if err != nil {
 		return fmt.Errorf("fetch host tools: %w", err)
 	}
 	f.progress.done(f.packageVersion(hostName, "qemu-system-x86"))
 	return nil
+}
+
+// unpackPackages unpacks packages with all their dependencies, and lists them in packages.json.
+func (f *fetcher) unpackPackages(ctx context.Context, dir string, packages []string) error {
+	debs := filepath.Join(dir, "debs")
+	if err := f.apt.install(ctx, debs, packages); err != nil {
+		return err
+	}
+	if err := writeJSON(filepath.Join(dir, "packages.json"), debVersions(debs)); err != nil {
+		return err
+	}
+	if err := unpackDebs(ctx, debs, dir); err != nil {
+		return err
+	}
+	return errors.Join(os.RemoveAll(debs), os.RemoveAll(filepath.Join(dir, "usr/share/doc")),
+		os.RemoveAll(filepath.Join(dir, "usr/share/locale")), os.RemoveAll(filepath.Join(dir, "usr/share/man")))
 }
 
 func (f *fetcher) hostRoot() (string, error) {

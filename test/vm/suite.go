@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -61,6 +62,14 @@ func (t *testRun) run(ctx context.Context, args []string) error {
 	t.out = os.Stdout
 	if t.asJSON {
 		t.out = os.Stderr
+	}
+	// go test starts each test in its package's directory.
+	for i, dir := range t.machine.testModules {
+		absolute, err := filepath.Abs(dir)
+		if err != nil {
+			return err
+		}
+		t.machine.testModules[i] = absolute
 	}
 	report := &report{}
 	all, err := t.runKernels(ctx, args)
@@ -144,6 +153,10 @@ func (t *testRun) prepare(ctx context.Context, word string) (*kernel, error) {
 			return nil, err
 		}
 	}
+	// Once and in sight, before go test starts machines that would do it behind its output.
+	if _, err := fetcher.modules(ctx, booted.kernel, t.machine.testModules); err != nil {
+		return nil, err
+	}
 	return booted.kernel, nil
 }
 
@@ -191,7 +204,8 @@ func (t *testRun) execPrefix(self, word string) string {
 	if o.append != "" {
 		words = append(words, "--append", o.append)
 	}
-	for flag, values := range map[string][]string{"--env": o.env, "--qemu-arg": o.qemuArgs, "--ignore-kernel": o.ignoreKernel} {
+	for flag, values := range map[string][]string{"--env": o.env, "--qemu-arg": o.qemuArgs, "--ignore-kernel": o.ignoreKernel,
+		"--module": o.testModules} {
 		for _, value := range values {
 			words = append(words, flag, value)
 		}
