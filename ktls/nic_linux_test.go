@@ -256,7 +256,7 @@ func expectBadMessage(t testing.TB, from, to net.Conn) {
 
 // TestAProgramCanRunAtThePeer: ktlstest promises it for tests with real clients.
 func TestAProgramCanRunAtThePeer(t *testing.T) {
-	n := ktlstest.NewNIC(t)
+	ktlstest.NewNIC(t)
 	out, err := exec.Command("ip", "netns", "exec", ktlstest.PeerNamespace, "ip", "-brief", "address").CombinedOutput()
 	for _, want := range []string{"tlsnic1", "192.0.2.2", "2001:db8::2"} {
 		if err != nil || !bytes.Contains(out, []byte(want)) {
