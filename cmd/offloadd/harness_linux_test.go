@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -181,6 +182,7 @@ type testDaemon struct {
 
 type daemonOptions struct {
 	rogue    string
+	address  string // to listen on; 127.0.0.1:0 if empty
 	settings string // TOML, top level
 	listener string // TOML, of the listener
 }
@@ -199,20 +201,20 @@ func startDaemon(t testing.TB, id *identity, o daemonOptions) *testDaemon {
 %s
 [[listener]]
 name = "test"
-address = "127.0.0.1:0"
+address = %q
 application = %q
 alpn = ["http/1.1", "test"]
 %s
 [[listener.certificate]]
-chain = "%[4]s/ecdsa.pem"
-key = "%[4]s/ecdsa.key"
+chain = "%[5]s/ecdsa.pem"
+key = "%[5]s/ecdsa.key"
 [[listener.certificate]]
-chain = "%[4]s/rsa.pem"
-key = "%[4]s/rsa.key"
+chain = "%[5]s/rsa.pem"
+key = "%[5]s/rsa.key"
 [[listener.certificate]]
-chain = "%[4]s/other.pem"
-key = "%[4]s/other.key"
-`, o.settings, d.socket, o.listener, id.dir)
+chain = "%[5]s/other.pem"
+key = "%[5]s/other.key"
+`, o.settings, cmp.Or(o.address, "127.0.0.1:0"), d.socket, o.listener, id.dir)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
