@@ -29,14 +29,16 @@ var mayImport = map[string][]string{
 	"handshaker":    {"blob"},
 	"ktls":          {"blob"},
 	"ktls/ktlstest": {"blob", "ktls"},
-	"cmd/offloadd":  {"blob", "blob/handoff", "handshaker", "ktls"},
+	"cmd/offloadd":  {"blob", "blob/handoff", "handshaker", "ktls", "cmd/offloadd/internal/ledger"},
 	"test/vm":       {},
+
+	"cmd/offloadd/internal/ledger": {"blob"},
 }
 
 // keyPath are the packages that secrets go through, and foreign all that these may
 // import beside the standard library.
 var (
-	keyPath = []string{"blob", "blob/handoff", "handshaker", "ktls"}
+	keyPath = []string{"blob", "blob/handoff", "handshaker", "ktls", "cmd/offloadd/internal/ledger"}
 	foreign = []string{"golang.org/x/crypto/", "golang.org/x/sys/", "github.com/vishvananda/netlink", "github.com/cilium/ebpf"}
 )
 
