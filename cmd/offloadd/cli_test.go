@@ -75,6 +75,7 @@ func TestWrongUseIsExplained(t *testing.T) {
 		{"verify without roots", []string{"serve", "-c", file("roots", listener+"client_auth = \"verify\"\n"+certificate)}, "verifying needs roots"},
 		{"twice the same", []string{"serve", "-c", file("twice", listener+certificate+listener+certificate)}, "another listener's as well"},
 		{"workers", []string{"serve", "-c", file("workers", "workers = 0\n"+listener+certificate)}, "want 1 to 256"},
+		{"relative ledger", []string{"serve", "-c", file("ledger", "ledger = \"run/ledger\"\n"+listener+certificate)}, "absolute path"},
 		{"worker by hand", []string{"handshake"}, "root"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

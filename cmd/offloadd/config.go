@@ -32,8 +32,10 @@ type config struct {
 	// ApplicationTimeout bounds the time a ready connection waits for an application.
 	ApplicationTimeout duration `toml:"application_timeout"`
 	// MaxHandshakes bounds the connections between accept and hand-over.
-	MaxHandshakes int              `toml:"max_handshakes"`
-	Listeners     []listenerConfig `toml:"listener"`
+	MaxHandshakes int `toml:"max_handshakes"`
+	// Ledger is the file of imported keys, on a file system that ends with the boot.
+	Ledger    string           `toml:"ledger"`
+	Listeners []listenerConfig `toml:"listener"`
 }
 
 type listenerConfig struct {
@@ -92,6 +94,7 @@ func defaultConfig() *config {
 		HandshakeTimeout:   duration(10 * time.Second),
 		ApplicationTimeout: duration(5 * time.Second),
 		MaxHandshakes:      1024,
+		Ledger:             "/run/offloadd/ledger",
 	}
 }
 
@@ -158,6 +161,8 @@ func (c *config) validate() error {
 		return fmt.Errorf("application_timeout = %v, want more than 0s", c.ApplicationTimeout)
 	case c.MaxHandshakes < 1:
 		return fmt.Errorf("max_handshakes = %d, want at least 1", c.MaxHandshakes)
+	case !filepath.IsAbs(c.Ledger):
+		return fmt.Errorf("ledger = %q, want an absolute path, below /run", c.Ledger)
 	case len(c.Listeners) == 0:
 		return errors.New("no [[listener]]")
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/blob/handoff"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/ledger"
 	"github.com/offloadd/offloadd/ktls"
 )
 
@@ -44,7 +45,7 @@ func (c *connection) serve(ctx context.Context) {
 	at, err := c.keyed(ctx, reached)
 	if err != nil {
 		err = errors.Join(err, c.end())
-		c.log.Warn("connection ended", "step", at, "error", err)
+		c.logEnded(at, err)
 		return
 	}
 	if err := c.deliver(ctx); err != nil {
@@ -83,10 +84,23 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	defer r.destroy()
 	reached(stepOpened)
 	c.facts = r.facts
+	// Before the install, never after: a daemon that dies in between has at most
+	// entered a key that nobody has.
 	start := time.Now()
-	info, err := ktls.Install(c.tcp, r.read, r.write)
+	entered, err := c.listener.daemon.ledger.Enter(r.keys)
 	if err != nil {
+		if errors.Is(err, ledger.ErrReplay) {
+			w.kill() // no honest worker has a key twice
+		}
 		return stepOpened, err
+	}
+	r.enterTime = time.Since(start)
+	reached(stepEntered)
+	start = time.Now()
+	read, write := entered.Take()
+	info, err := ktls.Install(c.tcp, read, write)
+	if err != nil {
+		return stepEntered, err
 	}
 	c.logInstalled(w, &r, info, time.Since(start))
 	reached(stepInstalled)
@@ -132,6 +146,15 @@ func (c *connection) await(w *workerProcess, replies <-chan reply, timeout time.
 	}
 }
 
+// logEnded logs a connection that got no keys, and of which kind the reason is.
+func (c *connection) logEnded(at step, err error) {
+	log := c.log
+	if errors.Is(err, ledger.ErrReplay) {
+		log = log.With("kind", "replay", "replays", c.listener.daemon.ledger.Stats().Replays)
+	}
+	log.Warn("connection ended", "step", at, "error", err)
+}
+
 func (c *connection) logInstalled(w *workerProcess, r *reply, info ktls.Info, install time.Duration) {
 	c.log.Info("installed",
 		"peer", c.tcp.RemoteAddr().String(),
@@ -141,7 +164,7 @@ func (c *connection) logInstalled(w *workerProcess, r *reply, info ktls.Info, in
 		"tx", info.TX.String(), "rx", info.RX.String(), "path_reason", info.Reason,
 		"worker_pid", w.cmd.Process.Pid, "sealer", w.opener.ID().String(),
 		"read_blob_bytes", r.readSize, "write_blob_bytes", r.writeSize,
-		"open_us", r.openTime.Microseconds(), "install_us", install.Microseconds(),
+		"open_us", r.openTime.Microseconds(), "enter_us", r.enterTime.Microseconds(), "install_us", install.Microseconds(),
 		"accept_to_installed_us", time.Since(c.accepted).Microseconds())
 }
 

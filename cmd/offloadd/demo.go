@@ -141,7 +141,7 @@ func demoReady() error {
 // start starts the daemon and the application, and returns what ends them.
 func (d *demo) start(ctx context.Context, report *demoReport) (stop func(), err error) {
 	socket := filepath.Join(d.temporary, "application.sock")
-	serve := d.command("serve", "--log", "json", "--listen", "127.0.0.1:0", "--workers", "1",
+	serve := d.command("serve", "--log", "json", "--ledger", d.path("ledger"), "--listen", "127.0.0.1:0", "--workers", "1",
 		"--certificate", d.path("certificate.pem"), "--key", d.path("key.pem"), "--alpn", "http/1.1",
 		"--application", socket, "--application-user", fmt.Sprint(demoApplicationUID), "--worker-user", fmt.Sprint(demoWorkerUID))
 	pipe, err := serve.StderrPipe()

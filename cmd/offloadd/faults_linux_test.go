@@ -141,7 +141,7 @@ func (d *testDaemon) settledDescriptors() int {
 // next daemon serves.
 func TestADaemonKilledAtAnyStepLeavesNothingBehind(t *testing.T) {
 	requireDaemon(t)
-	for _, s := range []step{stepAccepted, stepAttached, stepOffered, stepOpened, stepInstalled, stepHandedOver} {
+	for _, s := range []step{stepAccepted, stepAttached, stepOffered, stepOpened, stepEntered, stepInstalled, stepHandedOver} {
 		t.Run(string(s), func(t *testing.T) {
 			d := startDaemon(t, sharedIdentity(t), daemonOptions{settings: "workers = 2"})
 			d.serveApplication(echo)

@@ -185,6 +185,7 @@ type daemonOptions struct {
 	address  string // to listen on; 127.0.0.1:0 if empty
 	settings string // TOML, top level
 	listener string // TOML, of the listener
+	ledger   string // path; a new one if empty
 }
 
 // startDaemon starts serve with one listener, and ends it with the test.
@@ -196,25 +197,30 @@ func startDaemon(t testing.TB, id *identity, o daemonOptions) *testDaemon {
 		t.Fatal(err)
 	}
 	os.Chmod(d.steps, 0o777)
+	if o.ledger == "" {
+		o.ledger = filepath.Join(dir, "run", "ledger")
+	}
 	config := filepath.Join(dir, "offloadd.toml")
-	text := fmt.Sprintf(`worker_user = "60601"
-%s
+	text := strings.NewReplacer("LEDGER", o.ledger, "SETTINGS", o.settings, "ADDRESS", cmp.Or(o.address, "127.0.0.1:0"),
+		"SOCKET", d.socket, "LISTENER", o.listener, "IDENTITY", id.dir).Replace(`worker_user = "60601"
+ledger = "LEDGER"
+SETTINGS
 [[listener]]
 name = "test"
-address = %q
-application = %q
+address = "ADDRESS"
+application = "SOCKET"
 alpn = ["http/1.1", "test"]
-%s
+LISTENER
 [[listener.certificate]]
-chain = "%[5]s/ecdsa.pem"
-key = "%[5]s/ecdsa.key"
+chain = "IDENTITY/ecdsa.pem"
+key = "IDENTITY/ecdsa.key"
 [[listener.certificate]]
-chain = "%[5]s/rsa.pem"
-key = "%[5]s/rsa.key"
+chain = "IDENTITY/rsa.pem"
+key = "IDENTITY/rsa.key"
 [[listener.certificate]]
-chain = "%[5]s/other.pem"
-key = "%[5]s/other.key"
-`, o.settings, cmp.Or(o.address, "127.0.0.1:0"), d.socket, o.listener, id.dir)
+chain = "IDENTITY/other.pem"
+key = "IDENTITY/other.key"
+`)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"go/ast"
 	"go/format"
 	"go/parser"
 	"go/token"
@@ -97,6 +98,71 @@ func TestPackagesImportOnlyWhatTheDesignAllows(t *testing.T) {
 			t.Errorf("package %s of the picture does not exist", name)
 		}
 	}
+}
+
+// TestKeysAreInstalledOnlyOutOfTheLedger: in the daemon, what ktls.Install takes comes
+// from Take of an entry in the same function, and nothing else.
+func TestKeysAreInstalledOnlyOutOfTheLedger(t *testing.T) {
+	root := repositoryRoot(t)
+	files, err := filepath.Glob(filepath.Join(root, "cmd/offloadd/*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	installs := 0
+	for _, path := range files {
+		if strings.HasSuffix(path, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, decl := range file.Decls {
+			taken := map[string]bool{}
+			ast.Inspect(decl, func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.AssignStmt:
+					fromLedger := len(n.Rhs) == 1 && calledName(n.Rhs[0]) == "entered.Take"
+					for _, left := range n.Lhs {
+						if name, ok := left.(*ast.Ident); ok {
+							taken[name.Name] = fromLedger
+						}
+					}
+				case *ast.CallExpr:
+					if calledName(n) != "ktls.Install" {
+						break
+					}
+					installs++
+					for _, arg := range n.Args[1:] {
+						if name, ok := arg.(*ast.Ident); !ok || !taken[name.Name] {
+							t.Errorf("%s: ktls.Install gets a state that did not come out of entered.Take", path)
+						}
+					}
+				}
+				return true
+			})
+		}
+	}
+	if installs == 0 {
+		t.Error("nobody calls ktls.Install: this test looks in the wrong place")
+	}
+}
+
+// calledName is "x.f" for the call x.f(...), and else empty.
+func calledName(e ast.Expr) string {
+	call, ok := e.(*ast.CallExpr)
+	if !ok {
+		return ""
+	}
+	f, ok := call.Fun.(*ast.SelectorExpr)
+	if !ok {
+		return ""
+	}
+	x, ok := f.X.(*ast.Ident)
+	if !ok {
+		return ""
+	}
+	return x.Name + "." + f.Sel.Name
 }
 
 func hasAnyPrefix(s string, prefixes []string) bool {

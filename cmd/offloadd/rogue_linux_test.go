@@ -17,6 +17,7 @@ import (
 
 	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/blob/handoff"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/ledger"
 	"github.com/offloadd/offloadd/handshaker"
 	"github.com/offloadd/offloadd/ktls/ktlstest"
 )
@@ -48,6 +49,9 @@ var crimes = map[string]crime{
 	"a flipped bit": {
 		func(r *rogue, m, _ *handoff.Message) error { m.Write[len(m.Write)-20] ^= 1; return nil },
 		blob.ErrSealed.Error()},
+	"the keys of another connection": {
+		func(r *rogue, m, _ *handoff.Message) error { return r.resealOthers(m) },
+		string(ledger.SameKey)},
 	"a header that lies about the suite": {
 		func(r *rogue, m, _ *handoff.Message) error { m.Read[19]++; return nil },
 		blob.ErrSealed.Error()},
@@ -82,6 +86,7 @@ type rogue struct {
 	role   blob.Role
 	// The states of this connection, kept as no honest worker keeps them.
 	read, write *blob.State
+	others      [2]*blob.State // of the connection before
 }
 
 // newStranger is the public key of a daemon that is not there.
@@ -141,6 +146,7 @@ func (r *rogue) handshakeBadly(m *handoff.Message, sock *os.File) (*handoff.Mess
 	if err != nil {
 		return nil, err
 	}
+	r.others = [2]*blob.State{r.read, r.write}
 	r.read, r.write, r.role = copyState(s.Read), copyState(s.Write), blob.Server
 	out := &handoff.Message{Type: handoff.Established, Cookie: m.Cookie, Facts: &s.Facts}
 	return out, r.reseal(out)
@@ -148,6 +154,14 @@ func (r *rogue) handshakeBadly(m *handoff.Message, sock *os.File) (*handoff.Mess
 
 // reseal seals copies of the states with the worker's own sealer.
 func (r *rogue) reseal(m *handoff.Message) error { return r.sealWith(r.sealer, m) }
+
+// resealOthers seals the keys of the connection before for the socket of this one: no
+// blob tells that, and the socket has no keys yet.
+func (r *rogue) resealOthers(m *handoff.Message) error {
+	r.others[0].Cookie, r.others[1].Cookie = m.Cookie, m.Cookie
+	r.read, r.write = r.others[0], r.others[1]
+	return r.reseal(m)
+}
 
 func (r *rogue) resealFor(m *handoff.Message, public blob.PublicKey) error {
 	sealer, _, err := blob.NewSealer(public)

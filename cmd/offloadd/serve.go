@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/offloadd/offloadd/blob"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/ledger"
 	"github.com/offloadd/offloadd/handshaker"
 	"github.com/offloadd/offloadd/ktls"
 )
@@ -76,6 +77,7 @@ type daemon struct {
 	env    *environment
 	config *config
 	pool   *pool
+	ledger *ledger.Ledger
 	log    *slog.Logger
 	// handshakes holds one token per connection between accept and hand-over.
 	handshakes chan struct{}
@@ -103,6 +105,10 @@ func serve(ctx context.Context, env *environment, config *config, log *slog.Logg
 	}
 	d := &daemon{env: env, config: config, log: log, handshakes: make(chan struct{}, config.MaxHandshakes)}
 	d.pool = newPool(config, uid, gid, key, env, log)
+	if d.ledger, err = ledger.Open(config.Ledger, key.Instance(), log); err != nil {
+		return err
+	}
+	defer d.ledger.Close()
 	listeners, err := d.listen(ctx)
 	defer func() {
 		for _, l := range listeners {
@@ -124,7 +130,7 @@ func serve(ctx context.Context, env *environment, config *config, log *slog.Logg
 		go l.applications.run()
 	}
 	log.Info("ready", "pid", os.Getpid(), "uid", os.Getuid(), "instance", key.Instance().String(), "workers", config.Workers, "worker_uid", uid,
-		"workers_erase_secrets", handshaker.ErasesSecrets())
+		"ledger", config.Ledger, "ledger_entries", d.ledger.Stats().Entries, "workers_erase_secrets", handshaker.ErasesSecrets())
 	<-ctx.Done()
 	log.Info("stopping")
 	for _, l := range listeners {

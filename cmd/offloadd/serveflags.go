@@ -12,7 +12,7 @@ import (
 type serveFlags struct {
 	listener             listenerConfig
 	certificate, key     string
-	workerUser           string
+	workerUser, ledger   string
 	workers, connections int
 	handshakeTimeout     duration
 	lifetime             duration
@@ -38,6 +38,7 @@ func (s *serveFlags) add(f *pflag.FlagSet) {
 		}
 	})
 	f.StringVar(&s.workerUser, "worker-user", "offloadd", "`user` of the workers, a name or a number")
+	f.StringVar(&s.ledger, "ledger", defaultConfig().Ledger, "remember imported keys in this `file`, on a tmpfs; one for each daemon")
 	f.IntVar(&s.workers, "workers", 2, "`number` of workers")
 	f.IntVar(&s.connections, "worker-connections", 10_000, "replace a worker after this `number` of connections")
 	f.TextVar(&s.lifetime, "worker-lifetime", defaultConfig().WorkerLifetime, "replace a worker after this `time`")
@@ -71,6 +72,9 @@ func (s *serveFlags) config(path string, given func(string) bool) (*config, erro
 	}
 	if given("worker-user") {
 		c.WorkerUser = s.workerUser
+	}
+	if given("ledger") {
+		c.Ledger = s.ledger
 	}
 	if given("workers") {
 		c.Workers = s.workers

@@ -15,6 +15,7 @@ const (
 	stepSealed      step = "sealed"      // worker: both states are blobs
 	stepSent        step = "sent"        // worker: descriptor and blobs are in flight
 	stepOpened      step = "opened"      // daemon: both blobs are states again
+	stepEntered     step = "entered"     // daemon: both keys are in the ledger
 	stepInstalled   step = "installed"   // daemon: the kernel has the keys
 	stepHandedOver  step = "handed over" // daemon: the application has the socket
 	stepWorkerReady step = "ready"       // worker: started, no connection yet

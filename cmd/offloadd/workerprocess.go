@@ -14,6 +14,7 @@ import (
 
 	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/blob/handoff"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/ledger"
 )
 
 var (
@@ -24,17 +25,14 @@ var (
 
 // reply is what a worker made of one connection.
 type reply struct {
-	read, write         *blob.State
+	keys                *ledger.Pending
 	readSize, writeSize int // of the blobs, in bytes
 	facts               *blob.Facts
-	openTime            time.Duration
+	openTime, enterTime time.Duration
 	err                 error
 }
 
-func (r *reply) destroy() {
-	r.read.Destroy()
-	r.write.Destroy()
-}
+func (r *reply) destroy() { r.keys.Destroy() }
 
 // workerProcess is the daemon's side of one worker.
 type workerProcess struct {
@@ -289,16 +287,18 @@ func (w *workerProcess) open(m *handoff.Message, role blob.Role) (r reply) {
 	start := time.Now()
 	want := blob.Binding{Cookie: m.Cookie, Role: role, Direction: blob.Read, Now: start}
 	r = reply{facts: m.Facts, readSize: len(m.Read), writeSize: len(m.Write)}
-	if r.read, r.err = w.opener.Open(m.Read, want); r.err != nil {
+	var read, write *blob.State
+	if read, r.err = w.opener.Open(m.Read, want); r.err != nil {
 		r.err = fmt.Errorf("open the read key: %w", r.err)
 		return r
 	}
 	want.Direction = blob.Write
-	if r.write, r.err = w.opener.Open(m.Write, want); r.err != nil {
+	if write, r.err = w.opener.Open(m.Write, want); r.err != nil {
 		r.err = fmt.Errorf("open the write key: %w", r.err)
-		r.destroy()
+		read.Destroy()
 		return r
 	}
+	r.keys = ledger.NewPending(read, write)
 	r.openTime = time.Since(start)
 	return r
 }
