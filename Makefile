@@ -46,6 +46,7 @@ test-host: ## What needs no kernel TLS, with the race detector
 	@command -v gcc >/dev/null || apt-get install -y --no-install-recommends gcc libc6-dev
 	CGO_ENABLED=1 go test -race -short ./...
 	GOEXPERIMENT=runtimesecret go test ./handshaker
+	go test ./cmd/offloadd/internal/ledger
 
 fuzz: ## Each fuzz target for FUZZTIME
 	@set -e; for package in $$(go list ./...); do \

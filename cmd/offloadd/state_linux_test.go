@@ -154,7 +154,7 @@ const (
 )
 
 // cryptoInfoOf reads a direction's whole state from the kernel, key included.
-func cryptoInfoOf(t *testing.T, c syscall.Conn, option, size int) []byte {
+func cryptoInfoOf(t testing.TB, c syscall.Conn, option, size int) []byte {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {

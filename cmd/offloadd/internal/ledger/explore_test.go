@@ -5,6 +5,7 @@ package ledger
 import (
 	"crypto/sha256"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -49,8 +50,16 @@ func explore(f modelFaults, bounds modelBounds) (states int, err error) {
 	return len(seen), nil
 }
 
+// skipInVM: the model asks nothing of a kernel, and an emulated CPU is slow.
+func skipInVM(t *testing.T) {
+	if os.Getenv("OFFLOADD_VM_KERNEL") != "" {
+		t.Skip("runs on the host")
+	}
+}
+
 // TestNoInterleavingInstallsAKeyTwice: nor refuses an honest import.
 func TestNoInterleavingInstallsAKeyTwice(t *testing.T) {
+	skipInVM(t)
 	all := []modelBounds{{1, 1, 1}, {1, 2, 0}}
 	if testing.Short() {
 		all = []modelBounds{{1, 1, 0}}
@@ -67,6 +76,10 @@ func TestNoInterleavingInstallsAKeyTwice(t *testing.T) {
 
 // TestTheModelFindsWhatIsBuiltWrongly: else it would prove nothing.
 func TestTheModelFindsWhatIsBuiltWrongly(t *testing.T) {
+	skipInVM(t)
+	if testing.Short() {
+		t.Skip("with the race detector it takes long and finds no race")
+	}
 	for name, f := range map[string]modelFaults{
 		"entries are not written":          {unwritten: true},
 		"entered after the install":        {installFirst: true},

@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -124,6 +127,56 @@ func TestWhatIsRefusedIsDestroyed(t *testing.T) {
 	if _, err := l.Enter(NewPending(testKey(12, blob.Read, 0, 5, 7), nil)); !errors.Is(err, blob.ErrState) {
 		t.Errorf("half a pair: %v", err)
 	}
+	if _, err := l.Enter(NewPending(read, write)); !errors.Is(err, blob.ErrState) {
+		t.Errorf("destroyed keys: %v", err)
+	}
+	if n := l.Stats().Entries; n != 2 {
+		t.Errorf("%d entries", n)
+	}
+}
+
+// TestOfManyAtOnceOneEnters: the same keys presented at the same moment, while sockets
+// are forgotten and the file is rewritten.
+func TestOfManyAtOnceOneEnters(t *testing.T) {
+	path := testPath(t)
+	l := mustOpen(t, path)
+	l.alive = func() (map[uint64]struct{}, error) {
+		live := make(map[uint64]struct{})
+		for cookie := range uint64(50) {
+			live[cookie+1] = struct{}{}
+		}
+		return live, nil
+	}
+	var all sync.WaitGroup
+	var entered atomic.Int64
+	for i := range 4 {
+		all.Go(func() {
+			for cookie := range uint64(50) {
+				if _, err := l.Enter(testPair(cookie+1, byte(2*cookie+1))); err == nil {
+					entered.Add(1)
+				} else if !errors.Is(err, ErrReplay) {
+					t.Error(err)
+				}
+				if i == 0 {
+					l.Forget(cookie + 1000)
+					if err := l.sweep(); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	all.Wait()
+	if n := entered.Load(); n != 50 {
+		t.Errorf("%d of 50 entered", n)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := decode(b); err != nil || len(c.records) != 100 {
+		t.Errorf("%d records in the file, %v", len(c.records), err)
+	}
 }
 
 // TestRaiseLiftsTheFloorAndNothingElse.
@@ -219,9 +272,9 @@ func TestWhatCannotBeWrittenIsNotEntered(t *testing.T) {
 // TestMemoryAndFileStayBounded: without anybody calling Forget, sockets that are gone
 // leave; those that live, or came while the kernel was asked, stay.
 func TestMemoryAndFileStayBounded(t *testing.T) {
-	f := &modelFile{}
 	const living = 1 << 40
-	l := newTestLedger(t, f, living)
+	l := mustOpen(t, testPath(t))
+	l.alive = func() (map[uint64]struct{}, error) { return map[uint64]struct{}{living: {}}, nil }
 	key := func(cookie uint64) *blob.State {
 		s := testKey(cookie, blob.Write, 0, 0, 1)
 		for i := range 8 {
@@ -238,7 +291,7 @@ func TestMemoryAndFileStayBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.sweeps.Wait()
-		most = max(most, l.Stats().Entries, len(f.bytes)/recordSize)
+		most = max(most, l.Stats().Entries, l.records)
 	}
 	if most > slack+1 {
 		t.Errorf("there were %d entries", most)
