@@ -140,41 +140,55 @@ func TestWhatIsRefusedIsDestroyed(t *testing.T) {
 func TestOfManyAtOnceOneEnters(t *testing.T) {
 	path := testPath(t)
 	l := mustOpen(t, path)
-	l.alive = func() (map[uint64]struct{}, error) {
-		live := make(map[uint64]struct{})
-		for cookie := range uint64(50) {
-			live[cookie+1] = struct{}{}
-		}
-		return live, nil
+	const sockets = 1000
+	live := make(map[uint64]struct{})
+	for cookie := range uint64(sockets) {
+		live[cookie+1] = struct{}{}
 	}
+	l.alive = func() (map[uint64]struct{}, error) { return live, nil }
 	var all sync.WaitGroup
 	var entered atomic.Int64
-	for i := range 4 {
+	done := make(chan struct{})
+	swept := make(chan struct{})
+	go func() {
+		defer close(swept)
+		for {
+			if err := l.sweep(); err != nil {
+				t.Error(err)
+			}
+			l.Forget(sockets + 1)
+			select {
+			case <-done:
+				return
+			default:
+			}
+		}
+	}()
+	for range 4 {
 		all.Go(func() {
-			for cookie := range uint64(50) {
-				if _, err := l.Enter(testPair(cookie+1, byte(2*cookie+1))); err == nil {
+			for cookie := range uint64(sockets) {
+				pair := testPair(cookie+1, 1)
+				pair.read.IV.Bytes()[0], pair.read.IV.Bytes()[1] = byte(cookie), byte(cookie>>8)
+				pair.write.IV.Bytes()[0], pair.write.IV.Bytes()[1] = byte(cookie), byte(cookie>>8)
+				if _, err := l.Enter(pair); err == nil {
 					entered.Add(1)
 				} else if !errors.Is(err, ErrReplay) {
 					t.Error(err)
-				}
-				if i == 0 {
-					l.Forget(cookie + 1000)
-					if err := l.sweep(); err != nil {
-						t.Error(err)
-					}
 				}
 			}
 		})
 	}
 	all.Wait()
-	if n := entered.Load(); n != 50 {
-		t.Errorf("%d of 50 entered", n)
+	close(done)
+	<-swept
+	if n := entered.Load(); n != sockets {
+		t.Errorf("%d of %d entered", n, sockets)
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c, err := decode(b); err != nil || len(c.records) != 100 {
+	if c, err := decode(b); err != nil || len(c.records) != 2*sockets {
 		t.Errorf("%d records in the file, %v", len(c.records), err)
 	}
 }
