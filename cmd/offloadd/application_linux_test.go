@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,7 +21,7 @@ func TestTheApplicationSocketIsForItsUser(t *testing.T) {
 	for uid, want := range map[uint32]string{60602: "connected", 60603: "permission denied", 60601: "permission denied"} {
 		cmd := exec.Command("/proc/self/exe", "-test.run=^TestApplicationOfAnotherUserProcess$")
 		cmd.Env = append(os.Environ(), "OFFLOADD_TEST_DIAL="+d.socket)
-		var out syncWriter
+		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := startUnprivileged(cmd, uid, uid); err != nil {
 			t.Fatal(err)

@@ -80,6 +80,11 @@ func check(ctx context.Context, workerUser string) (*checkReport, error) {
 	}
 	_, _, err = userID(workerUser)
 	r.add("user "+workerUser, err, true, "useradd --system --no-create-home --shell /usr/sbin/nologin "+workerUser+", or serve --worker-user")
+	r.add("seccomp", seccompReady(), true, "a kernel with CONFIG_SECCOMP_FILTER: workers do not start without")
+	abi, err := landlockABI()
+	if line := r.add("Landlock", err, false, landlockRemedy+": the second fence around workers"); err == nil {
+		line.Detail = fmt.Sprintf("ABI %d: keeps workers from %s", abi, landlockScope(abi))
+	}
 	needed := neededFeatures()
 	ulp := features.Err(ktls.FeatureULP)
 	for _, f := range features.Results {

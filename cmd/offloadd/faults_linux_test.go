@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -28,7 +27,7 @@ func TestAWorkerKilledAtAnyStepHarmsNobodyElse(t *testing.T) {
 	before := 0
 	for i, s := range []step{stepReceived, stepHandshaken, stepSealed, stepSent} {
 		t.Run(string(s), func(t *testing.T) {
-			d.order("kill", s)
+			d.steps.at(s).order.Store(orderKill)
 			c, err := d.dial(d.clientConfig())
 			if err == nil {
 				err = echoOnce(c)
@@ -55,7 +54,7 @@ func TestAWorkerKilledAtAnyStepHarmsNobodyElse(t *testing.T) {
 		// The daemon is stopped while the worker answers, so that the answer waits in the
 		// channel when the worker dies. It is whole: the connection must work.
 		for _, s := range []step{stepReceived, stepSent} {
-			os.Remove(filepath.Join(d.steps, string(s)))
+			d.steps.at(s).reached.Store(0)
 		}
 		c, err := net.Dial("tcp", d.address)
 		if err != nil {
@@ -64,7 +63,7 @@ func TestAWorkerKilledAtAnyStepHarmsNobodyElse(t *testing.T) {
 		defer c.Close()
 		c.SetDeadline(time.Now().Add(30 * time.Second))
 		d.waitStep(stepReceived)
-		d.order("kill", stepSent)
+		d.steps.at(stepSent).order.Store(orderKill)
 		d.cmd.Process.Signal(unix.SIGSTOP)
 		client := tlsClient(d, c)
 		if err := client.Handshake(); err != nil {
@@ -87,7 +86,7 @@ func TestAWorkerKilledAtAnyStepHarmsNobodyElse(t *testing.T) {
 		d.mustEcho().Close()
 	})
 	t.Run("with half a ClientHello", func(t *testing.T) {
-		os.Remove(d.steps + "/" + string(stepReceived))
+		d.steps.at(stepReceived).reached.Store(0)
 		c, err := net.Dial("tcp", d.address)
 		if err != nil {
 			t.Fatal(err)
@@ -148,7 +147,7 @@ func TestADaemonKilledAtAnyStepLeavesNothingBehind(t *testing.T) {
 			capture := ktlstest.StartCapture(t, d.port())
 			bystander := d.mustEcho()
 			workers := []int64{d.waitFor("worker ready", 1).number("worker_pid"), d.waitFor("worker ready", 2).number("worker_pid")}
-			d.order("kill", s)
+			d.steps.at(s).order.Store(orderKill)
 			c, err := d.dial(d.clientConfig())
 			if err == nil {
 				if s == stepHandedOver {

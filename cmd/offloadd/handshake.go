@@ -35,18 +35,10 @@ and exits when the daemon says so or goes away.`,
 		Example: "  offloadd serve --workers 4 ...   starts four of these",
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			daemonPID := os.Getppid()
-			if err := confineWorker(); err != nil {
-				return machineError("handshake worker: %w", err)
-			}
-			if isSocket(channelFD) != nil {
-				return usageError("handshake is started by \"offloadd serve\": descriptor %d is no channel to a daemon", channelFD)
-			}
-			conn, err := handoff.FileConn(os.NewFile(channelFD, "channel"))
+			w, err := newWorker(env)
 			if err != nil {
 				return err
 			}
-			w := &worker{env: env, channel: conn, daemonPID: daemonPID}
 			return w.run()
 		},
 	}
@@ -64,6 +56,26 @@ type worker struct {
 	// sealing keeps the order of blobs on the channel the order of the ratchet.
 	sealing sync.Mutex
 	sealer  *blob.Sealer // guarded by sealing
+}
+
+// newWorker takes the channel and confines the process, before anything is read. With
+// the channel the runtime's poller is made, which needs descriptors of its own.
+func newWorker(env *environment) (*worker, error) {
+	daemonPID := os.Getppid()
+	if err := checkUnprivileged(); err != nil {
+		return nil, machineError("handshake worker: %w", err)
+	}
+	if isSocket(channelFD) != nil {
+		return nil, usageError("handshake is started by \"offloadd serve\": descriptor %d is no channel to a daemon", channelFD)
+	}
+	conn, err := handoff.FileConn(os.NewFile(channelFD, "channel"))
+	if err != nil {
+		return nil, err
+	}
+	if err := workerConfinement().enter(env); err != nil {
+		return nil, machineError("handshake worker: cannot be confined: %w", err)
+	}
+	return &worker{env: env, channel: conn, daemonPID: daemonPID}, nil
 }
 
 // run serves until the daemon says drain, or is gone.

@@ -38,42 +38,44 @@ import (
 // The test binary is also offloadd: serve, its workers and the demo's application
 // run from it, and die at a step if a test says so.
 const (
-	envRole  = "OFFLOADD_TEST_ROLE"  // set: be offloadd
-	envSteps = "OFFLOADD_TEST_STEPS" // a directory: see testSteps
-	envRogue = "OFFLOADD_TEST_ROGUE" // workers break the protocol: see rogue_linux_test.go
+	envRole     = "OFFLOADD_TEST_ROLE"      // set: be offloadd
+	envSteps    = "OFFLOADD_TEST_STEPS"     // the file of testSteps
+	envRogue    = "OFFLOADD_TEST_ROGUE"     // workers break the protocol: see rogue_linux_test.go
+	envAttempt  = "OFFLOADD_TEST_ATTEMPT"   // a worker tries this: see confinement_linux_test.go
+	envLeaveOut = "OFFLOADD_TEST_LEAVE_OUT" // parts of the confinement to do without, with commas
 )
 
 func TestMain(m *testing.M) {
 	if os.Getenv(envRole) == "" {
 		os.Exit(m.Run())
 	}
-	env := &environment{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, reached: testSteps(os.Getenv(envSteps))}
-	for _, name := range []string{envRole, envSteps, envRogue} {
+	if err := pretendToLack(os.Getenv(envLacks)); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(exitFailed)
+	}
+	env := &environment{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, reached: func(step) {}}
+	env.leaveOut = strings.Split(os.Getenv(envLeaveOut), ",")
+	for _, name := range []string{envRole, envSteps, envRogue, envLeaveOut} {
 		if v := os.Getenv(name); v != "" {
 			env.workerEnv = append(env.workerEnv, name+"="+v)
 		}
 	}
+	var steps testSteps
+	if path := os.Getenv(envSteps); path != "" {
+		var err error
+		if steps, err = openTestSteps(path); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(exitFailed)
+		}
+		env.reached = steps.reach
+	}
+	if name := os.Getenv(envAttempt); name != "" {
+		os.Exit(prisonerProcess(env, name))
+	}
 	if kind := os.Getenv(envRogue); kind != "" && os.Args[1] == "handshake" {
-		os.Exit(rogueWorker(env, kind))
+		os.Exit(rogueWorker(env, steps, kind))
 	}
 	os.Exit(run(env, os.Args[1:]))
-}
-
-// testSteps leaves a file in dir for each step that is reached, and where it finds
-// a file "kill STEP" or "stop STEP" it removes that and does so.
-func testSteps(dir string) func(step) {
-	if dir == "" {
-		return func(step) {}
-	}
-	return func(s step) {
-		os.WriteFile(filepath.Join(dir, string(s)), nil, 0o666)
-		for order, signal := range map[string]unix.Signal{"kill": unix.SIGKILL, "stop": unix.SIGSTOP} {
-			if os.Remove(filepath.Join(dir, order+" "+string(s))) == nil {
-				unix.Kill(os.Getpid(), signal)
-				time.Sleep(time.Second) // a signal to oneself may take effect late
-			}
-		}
-	}
 }
 
 // openDir makes a directory that workers can write to as well.
@@ -175,14 +177,17 @@ type testDaemon struct {
 	log     *serveLog
 	address string
 	socket  string // of its applications
-	steps   string // directory of testSteps
+	steps   testSteps
 	exited  chan struct{}
 	id      *identity
 }
 
 type daemonOptions struct {
 	rogue    string
+	leaveOut string // for envLeaveOut
+	lacks    string // for envLacks
 	address  string // to listen on; 127.0.0.1:0 if empty
+	socket   string // of the applications
 	settings string // TOML, top level
 	listener string // TOML, of the listener
 	ledger   string // path; a new one if empty
@@ -192,11 +197,11 @@ type daemonOptions struct {
 func startDaemon(t testing.TB, id *identity, o daemonOptions) *testDaemon {
 	t.Helper()
 	dir := openDir(t)
-	d := &testDaemon{t: t, socket: filepath.Join(dir, "app.sock"), steps: filepath.Join(dir, "steps"), exited: make(chan struct{}), id: id}
-	if err := os.Mkdir(d.steps, 0o777); err != nil {
-		t.Fatal(err)
+	steps, stepsPath := newTestSteps(t, dir)
+	d := &testDaemon{t: t, socket: filepath.Join(dir, "app.sock"), steps: steps, exited: make(chan struct{}), id: id}
+	if o.socket != "" {
+		d.socket = o.socket
 	}
-	os.Chmod(d.steps, 0o777)
 	if o.ledger == "" {
 		o.ledger = filepath.Join(dir, "run", "ledger")
 	}
@@ -225,7 +230,7 @@ key = "IDENTITY/other.key"
 		t.Fatal(err)
 	}
 	d.cmd = exec.Command("/proc/self/exe", "serve", "--log", "json", "-c", config)
-	d.cmd.Env = append(os.Environ(), envRole+"=1", envSteps+"="+d.steps, envRogue+"="+o.rogue)
+	d.cmd.Env = append(os.Environ(), envRole+"=1", envSteps+"="+stepsPath, envRogue+"="+o.rogue, envLeaveOut+"="+o.leaveOut, envLacks+"="+o.lacks)
 	pipe, err := d.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -322,20 +327,12 @@ func (d *testDaemon) waitText(message, text string) logEntry {
 func (d *testDaemon) waitStep(s step) {
 	d.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		if _, err := os.Stat(filepath.Join(d.steps, string(s))); err == nil {
+		if d.steps.at(s).reached.Load() != 0 {
 			return
 		}
 		if time.Now().After(deadline) {
 			d.t.Fatalf("step %q is not reached\n%s", s, d.log.dump())
 		}
-	}
-}
-
-// order makes the next process that reaches a step kill or stop itself.
-func (d *testDaemon) order(what string, s step) {
-	d.t.Helper()
-	if err := os.WriteFile(filepath.Join(d.steps, what+" "+string(s)), nil, 0o666); err != nil {
-		d.t.Fatal(err)
 	}
 }
 

@@ -48,7 +48,7 @@ func TestAKeyIsEnteredBeforeItIsInstalled(t *testing.T) {
 	d := startDaemon(t, sharedIdentity(t), daemonOptions{ledger: path})
 	d.serveApplication(echo)
 	size, keys := fileSize(t, path), keysInTheKernel(t)
-	d.order("stop", stepEntered)
+	d.steps.at(stepEntered).order.Store(orderStop)
 	tcp, err := net.Dial("tcp", d.address)
 	if err != nil {
 		t.Fatal(err)
@@ -88,11 +88,11 @@ func TestTheNextDaemonRemembers(t *testing.T) {
 	first := startDaemon(t, sharedIdentity(t), daemonOptions{ledger: path})
 	first.serveApplication(echo)
 	bystander := first.mustEcho()
-	if code, _, stderr := call("", "serve", "--ledger", path, "--listen", "127.0.0.1:0", "--certificate", "c", "--key", "k",
+	if code, stderr := serveFails(t, "", "--ledger", path, "--listen", "127.0.0.1:0", "--certificate", "c", "--key", "k",
 		"--application", path+".sock", "--worker-user", "60601"); code != exitFailed || !strings.Contains(stderr, ledger.ErrHeld.Error()) {
 		t.Errorf("a second daemon: exit %d: %s", code, stderr)
 	}
-	first.order("kill", stepEntered)
+	first.steps.at(stepEntered).order.Store(orderKill)
 	if c, err := first.dial(first.clientConfig()); err == nil {
 		c.Close()
 	}

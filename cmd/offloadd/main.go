@@ -34,6 +34,9 @@ type environment struct {
 	reached func(step)
 	// workerEnv is added to the environment of workers; empty, but in the tests.
 	workerEnv []string
+	// leaveOut names parts of the confinement and capabilities that this process goes
+	// without; empty, but in the tests.
+	leaveOut []string
 }
 
 // Exit codes; the README lists them.

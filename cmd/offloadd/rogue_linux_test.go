@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -99,20 +98,21 @@ func newStranger() blob.PublicKey {
 }
 
 // rogueWorker is the process of a rogue worker. It sins once: on its second
-// connection, if nobody has sinned before.
-func rogueWorker(env *environment, kind string) int {
-	conn, err := handoff.FileConn(os.NewFile(channelFD, "channel"))
+// connection, if nobody has sinned before. It is confined like an honest one.
+func rogueWorker(env *environment, steps testSteps, kind string) int {
+	w, err := newWorker(env)
 	if err != nil {
+		fmt.Fprintln(env.stderr, err)
 		return 1
 	}
-	r := &rogue{worker: &worker{env: env, channel: conn, daemonPID: os.Getppid()}, kind: kind, expiry: time.Minute}
+	r := &rogue{worker: w, kind: kind, expiry: time.Minute}
 	if err := r.worker.setUp(); err != nil {
 		fmt.Fprintln(env.stderr, err)
 		return 1
 	}
 	var prev *handoff.Message
 	for {
-		m, sock, err := conn.Receive()
+		m, sock, err := w.channel.Receive()
 		if err != nil || m.Type != handoff.Handshake {
 			return 0
 		}
@@ -121,13 +121,13 @@ func rogueWorker(env *environment, kind string) int {
 			fmt.Fprintln(env.stderr, err)
 			return 1
 		}
-		if prev != nil && os.Remove(filepath.Join(os.Getenv(envSteps), "sin")) == nil {
+		if prev != nil && steps.at(stepSin).order.CompareAndSwap(orderSin, orderNone) {
 			if err := crimes[kind].commit(r, established, prev); err != nil {
 				fmt.Fprintln(env.stderr, err)
 				return 1
 			}
 		}
-		if err := conn.Send(established, r.tcp); err != nil {
+		if err := w.channel.Send(established, r.tcp); err != nil {
 			return 1
 		}
 		r.tcp.Close()
@@ -199,9 +199,7 @@ func TestAWorkerThatLiesGetsNowhere(t *testing.T) {
 			d.serveApplication(echo)
 			capture := ktlstest.StartCapture(t, d.port())
 			bystander := d.mustEcho()
-			if err := os.WriteFile(filepath.Join(d.steps, "sin"), nil, 0o666); err != nil {
-				t.Fatal(err)
-			}
+			d.steps.at(stepSin).order.Store(orderSin)
 			victim, err := d.dial(d.clientConfig())
 			if err == nil {
 				// The peer's handshake is complete before the worker sins. What it is told then

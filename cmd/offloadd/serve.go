@@ -119,6 +119,9 @@ func serve(ctx context.Context, env *environment, config *config, log *slog.Logg
 	if err != nil {
 		return err
 	}
+	if err := confineDaemon(env, listeners, log); err != nil {
+		return err
+	}
 	poolContext, stopPool := context.WithCancel(context.Background())
 	defer stopPool()
 	if err := d.pool.start(poolContext); err != nil {

@@ -5,11 +5,13 @@ package main
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -291,6 +293,10 @@ func TestServeSaysWhatIsWrongAtTheStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer busy.Close()
+	others := filepath.Join(dir, "others.key")
+	if err := errors.Join(os.WriteFile(others, nil, 0o600), os.Chown(others, 60777, 60777)); err != nil {
+		t.Fatal(err)
+	}
 	good := map[string]string{
 		"--listen": "127.0.0.1:0", "--certificate": id.dir + "/ecdsa.pem", "--key": id.dir + "/ecdsa.key",
 		"--application": filepath.Join(dir, "app.sock"), "--worker-user": "60601", "--workers": "1",
@@ -302,6 +308,7 @@ func TestServeSaysWhatIsWrongAtTheStart(t *testing.T) {
 	}{
 		{"no certificate file", "--certificate", "/nowhere.pem", exitFailed, "/nowhere.pem: no such file"},
 		{"key of another certificate", "--key", id.dir + "/rsa.key", exitFailed, "did not get ready"},
+		{"key of somebody else", "--key", others, exitFailed, "chown root " + others},
 		{"no user", "--worker-user", "nosuchuser", exitMachine, "useradd"},
 		{"root as worker", "--worker-user", "0", exitUsage, "without rights"},
 		{"busy address", "--listen", busy.Addr().String(), exitFailed, "address already in use"},
@@ -316,17 +323,29 @@ func TestServeSaysWhatIsWrongAtTheStart(t *testing.T) {
 				}
 				args = append(args, flag, value)
 			}
-			var out, stderr syncWriter
-			env := &environment{stdin: strings.NewReader(""), stdout: &out, stderr: &stderr, reached: func(step) {}, workerEnv: []string{envRole + "=1"}}
-			code := run(env, append([]string{"serve"}, args...))
-			if code != c.code || !strings.Contains(stderr.String(), c.want) {
-				t.Errorf("exit %d, %s; want exit %d and %q", code, stderr.String(), c.code, c.want)
+			code, stderr := serveFails(t, envLacks+"=", args...)
+			if code != c.code || !strings.Contains(stderr, c.want) {
+				t.Errorf("exit %d, %s; want exit %d and %q", code, stderr, c.code, c.want)
 			}
 			if _, err := os.Stat(good["--application"]); err == nil {
 				t.Error("the application socket is left")
 			}
 		})
 	}
+}
+
+// serveFails runs serve, which gives up capabilities and so needs a process of its own,
+// to its early end.
+func serveFails(t *testing.T, variable string, args ...string) (code int, stderr string) {
+	t.Helper()
+	cmd := exec.CommandContext(testContext(t), "/proc/self/exe", append([]string{"serve"}, args...)...)
+	cmd.Env = append(os.Environ(), envRole+"=1", variable)
+	var b bytes.Buffer
+	cmd.Stderr = &b
+	if err := cmd.Run(); err == nil {
+		t.Error("serve ends without an error")
+	}
+	return cmd.ProcessState.ExitCode(), b.String()
 }
 
 // TestServeWantsEverySuite: a client chooses among all, so one that the kernel lacks
@@ -342,22 +361,4 @@ func TestServeWantsEverySuite(t *testing.T) {
 	if code != exitMachine || !strings.Contains(out, "MISSING TLS 1.3 ChaCha20-Poly1305") {
 		t.Errorf("check: exit %d\n%s", code, out)
 	}
-}
-
-// syncWriter is a buffer for a process's and our own words.
-type syncWriter struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncWriter) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncWriter) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/offloadd/offloadd/blob/handoff"
@@ -50,6 +51,10 @@ const maxPEM = 1 << 20
 func makeSetup(c *config, publicKey []byte, ticketKeys [][32]byte, firstFD int) (body []byte, files []*os.File, err error) {
 	open := func(path string) (fd int, err error) {
 		f, err := os.Open(path)
+		if errors.Is(err, fs.ErrPermission) {
+			// The daemon has given up root's right to read what belongs to others.
+			return 0, fmt.Errorf("%w: the file must belong to root, or be readable for it as for anybody; \"chown root %s\", and see to the directories above it", err, path)
+		}
 		if err != nil {
 			return 0, err
 		}
