@@ -109,8 +109,8 @@ func (r rule) assemble() []bpf.Instruction {
 	return append([]bpf.Instruction{bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: r.number, SkipTrue: uint8(len(body))}}, body...)
 }
 
-// loadFilter puts the list over all threads at once, for good. A thread that cannot be
-// reached is an error, and no longer a thread's id, with TSYNC_ESRCH.
+// loadFilter puts the list over all threads at once, for good. For a thread that cannot
+// be reached the kernel returns its id, which is no errno, but with TSYNC_ESRCH.
 func loadFilter(list []rule) error {
 	raw, err := assembleFilter(list)
 	if err != nil {
