@@ -33,9 +33,10 @@ type applications struct {
 	changed chan struct{}   // guarded by mu; closed and replaced when conns grows
 }
 
-// listenApplications makes the socket, and below /run its directory. What is left of an earlier one is replaced,
-// unless somebody still listens there.
-func listenApplications(path string, uid, gid uint32, log *slog.Logger) (*applications, error) {
+// listenUnix makes a socket that only root can connect to, and below /run its
+// directory. What is left of an earlier one is replaced, unless somebody still listens
+// there.
+func listenUnix(path string) (*net.UnixListener, error) {
 	if info, err := os.Lstat(path); err == nil {
 		if info.Mode().Type() != fs.ModeSocket {
 			return nil, fmt.Errorf("%s exists and is no socket", path)
@@ -54,10 +55,15 @@ func listenApplications(path string, uid, gid uint32, log *slog.Logger) (*applic
 			return nil, err
 		}
 	}
+	return listenUnixPrivate(path)
+}
+
+// listenApplications makes the socket, which uid may connect to beside root.
+func listenApplications(path string, uid, gid uint32, log *slog.Logger) (*applications, error) {
 	// Until the owner is set, only root can connect.
-	socket, err := listenUnixPrivate(path)
+	socket, err := listenUnix(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("application socket: %w", err)
 	}
 	if err := os.Chown(path, int(uid), int(gid)); err != nil {
 		socket.Close()

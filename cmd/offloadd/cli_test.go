@@ -28,7 +28,7 @@ func TestEveryCommandExplainsItselfWithAnExample(t *testing.T) {
 	if code != exitOK {
 		t.Fatalf("offloadd --help exits with %d", code)
 	}
-	for _, c := range []string{"check", "demo", "handshake", "inspect", "serve"} {
+	for _, c := range []string{"check", "demo", "handshake", "inspect", "revoke", "serve", "status"} {
 		if !strings.Contains(help, "\n  "+c+" ") {
 			t.Errorf("offloadd --help does not name %s", c)
 		}

@@ -34,7 +34,9 @@ type config struct {
 	// MaxHandshakes bounds the connections between accept and hand-over.
 	MaxHandshakes int `toml:"max_handshakes"`
 	// Ledger is the file of imported keys, on a file system that ends with the boot.
-	Ledger    string           `toml:"ledger"`
+	Ledger string `toml:"ledger"`
+	// Control is the path of the unix socket for status and revoke, root only.
+	Control   string           `toml:"control"`
 	Listeners []listenerConfig `toml:"listener"`
 }
 
@@ -95,6 +97,7 @@ func defaultConfig() *config {
 		ApplicationTimeout: duration(5 * time.Second),
 		MaxHandshakes:      1024,
 		Ledger:             "/run/offloadd/ledger",
+		Control:            defaultControl,
 	}
 }
 
@@ -163,17 +166,19 @@ func (c *config) validate() error {
 		return fmt.Errorf("max_handshakes = %d, want at least 1", c.MaxHandshakes)
 	case !filepath.IsAbs(c.Ledger):
 		return fmt.Errorf("ledger = %q, want an absolute path, below /run", c.Ledger)
+	case !filepath.IsAbs(c.Control) || len(c.Control) > 100:
+		return fmt.Errorf("control = %q, want an absolute path of at most 100 bytes for a unix socket", c.Control)
 	case len(c.Listeners) == 0:
 		return errors.New("no [[listener]]")
 	}
-	names, sockets := map[string]bool{}, map[string]bool{}
+	names, sockets := map[string]bool{}, map[string]bool{c.Control: true}
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
 		if err := l.validate(); err != nil {
 			return fmt.Errorf("listener %d (%q): %v", i+1, l.Name, err)
 		}
 		if names[l.Name] || sockets[l.Application] {
-			return fmt.Errorf("listener %d (%q): name or application socket is another listener's as well", i+1, l.Name)
+			return fmt.Errorf("listener %d (%q): name or application socket is another listener's as well, or the control socket", i+1, l.Name)
 		}
 		names[l.Name], sockets[l.Application] = true, true
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/blob/handoff"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/ledger"
 	"github.com/offloadd/offloadd/ktls"
 )
@@ -98,11 +99,13 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	reached(stepEntered)
 	start = time.Now()
 	read, write := entered.Take()
+	entry := c.custodyEntry(w, read.Epoch, write.Epoch)
 	info, err := ktls.Install(c.tcp, read, write)
 	if err != nil {
 		return stepEntered, err
 	}
 	c.logInstalled(w, &r, info, time.Since(start))
+	c.recordCustody(entry, info, start)
 	reached(stepInstalled)
 	return stepInstalled, nil
 }
@@ -176,6 +179,7 @@ func (c *connection) deliver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.listener.daemon.custody.Pass(c.cookie, custody.Hand{Role: "application", PID: peer.PID, UID: peer.UID, Time: time.Now()})
 	c.log.Info("handed over", "application_pid", peer.PID, "application_uid", peer.UID,
 		"accept_to_application_us", time.Since(c.accepted).Microseconds())
 	return nil

@@ -143,7 +143,8 @@ func (d *demo) start(ctx context.Context, report *demoReport) (stop func(), err 
 	socket := filepath.Join(d.temporary, "application.sock")
 	serve := d.command("serve", "--log", "json", "--ledger", d.path("ledger"), "--listen", "127.0.0.1:0", "--workers", "1",
 		"--certificate", d.path("certificate.pem"), "--key", d.path("key.pem"), "--alpn", "http/1.1",
-		"--application", socket, "--application-user", fmt.Sprint(demoApplicationUID), "--worker-user", fmt.Sprint(demoWorkerUID))
+		"--application", socket, "--application-user", fmt.Sprint(demoApplicationUID),
+		"--control", filepath.Join(d.temporary, "control.sock"), "--worker-user", fmt.Sprint(demoWorkerUID))
 	pipe, err := serve.StderrPipe()
 	if err != nil {
 		return nil, err

@@ -177,6 +177,7 @@ type testDaemon struct {
 	log     *serveLog
 	address string
 	socket  string // of its applications
+	control string
 	steps   testSteps
 	exited  chan struct{}
 	id      *identity
@@ -198,7 +199,7 @@ func startDaemon(t testing.TB, id *identity, o daemonOptions) *testDaemon {
 	t.Helper()
 	dir := openDir(t)
 	steps, stepsPath := newTestSteps(t, dir)
-	d := &testDaemon{t: t, socket: filepath.Join(dir, "app.sock"), steps: steps, exited: make(chan struct{}), id: id}
+	d := &testDaemon{t: t, socket: filepath.Join(dir, "app.sock"), control: filepath.Join(dir, "control.sock"), steps: steps, exited: make(chan struct{}), id: id}
 	if o.socket != "" {
 		d.socket = o.socket
 	}
@@ -206,9 +207,10 @@ func startDaemon(t testing.TB, id *identity, o daemonOptions) *testDaemon {
 		o.ledger = filepath.Join(dir, "run", "ledger")
 	}
 	config := filepath.Join(dir, "offloadd.toml")
-	text := strings.NewReplacer("LEDGER", o.ledger, "SETTINGS", o.settings, "ADDRESS", cmp.Or(o.address, "127.0.0.1:0"),
+	text := strings.NewReplacer("LEDGER", o.ledger, "CONTROL", d.control, "SETTINGS", o.settings, "ADDRESS", cmp.Or(o.address, "127.0.0.1:0"),
 		"SOCKET", d.socket, "LISTENER", o.listener, "IDENTITY", id.dir).Replace(`worker_user = "60601"
 ledger = "LEDGER"
+control = "CONTROL"
 SETTINGS
 [[listener]]
 name = "test"

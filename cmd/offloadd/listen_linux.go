@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"syscall"
 
@@ -24,7 +23,7 @@ func listenUnixPrivate(path string) (*net.UnixListener, error) {
 	}}
 	l, err := c.Listen(context.Background(), "unixpacket", path)
 	if err != nil {
-		return nil, fmt.Errorf("application socket: %w", err)
+		return nil, err
 	}
 	return l.(*net.UnixListener), nil
 }

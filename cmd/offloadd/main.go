@@ -44,7 +44,8 @@ const (
 	exitOK      = 0
 	exitFailed  = 1 // something went wrong at work
 	exitUsage   = 2 // a flag, an argument or the configuration is wrong
-	exitMachine = 3 // this machine cannot do it: kernel, privilege, program
+	exitMachine = 3 // this machine cannot do it: kernel, privilege, program, no daemon
+	exitNone    = 4 // there is no such connection
 )
 
 // exitError carries an exit code with an error.
@@ -103,7 +104,7 @@ application, which reads and writes plain bytes.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError("%v; see %q", err, c.CommandPath()+" --help")
 	})
-	root.AddCommand(serveCommand(env), handshakeCommand(env), checkCommand(env), inspectCommand(env), demoCommand(env), demoApplicationCommand(env))
+	root.AddCommand(serveCommand(env), handshakeCommand(env), checkCommand(env), inspectCommand(env), statusCommand(env), revokeCommand(env), demoCommand(env), demoApplicationCommand(env))
 	for _, c := range root.Commands() {
 		// cobra's own argument errors carry no exit code.
 		if args := c.Args; args != nil {

@@ -30,10 +30,11 @@ var mayImport = map[string][]string{
 	"handshaker":    {"blob"},
 	"ktls":          {"blob"},
 	"ktls/ktlstest": {"blob", "ktls"},
-	"cmd/offloadd":  {"blob", "blob/handoff", "handshaker", "ktls", "cmd/offloadd/internal/ledger"},
-	"test/vm":       {},
-
-	"cmd/offloadd/internal/ledger": {"blob"},
+	"cmd/offloadd": {"blob", "blob/handoff", "handshaker", "ktls",
+		"cmd/offloadd/internal/custody", "cmd/offloadd/internal/ledger"},
+	"cmd/offloadd/internal/custody": {},
+	"cmd/offloadd/internal/ledger":  {"blob"},
+	"test/vm":                       {},
 }
 
 // keyPath are the packages that secrets go through, and foreign all that these may

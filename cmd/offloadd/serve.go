@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/offloadd/offloadd/blob"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/ledger"
 	"github.com/offloadd/offloadd/handshaker"
 	"github.com/offloadd/offloadd/ktls"
@@ -78,7 +79,10 @@ type daemon struct {
 	config *config
 	pool   *pool
 	ledger *ledger.Ledger
-	log    *slog.Logger
+	// custody is where the keys of live connections are; instance names this start.
+	custody  *custody.Table
+	instance string
+	log      *slog.Logger
 	// handshakes holds one token per connection between accept and hand-over.
 	handshakes chan struct{}
 	running    sync.WaitGroup
@@ -103,12 +107,18 @@ func serve(ctx context.Context, env *environment, config *config, log *slog.Logg
 	if err != nil {
 		return err
 	}
-	d := &daemon{env: env, config: config, log: log, handshakes: make(chan struct{}, config.MaxHandshakes)}
+	d := &daemon{env: env, config: config, log: log, handshakes: make(chan struct{}, config.MaxHandshakes),
+		custody: custody.NewTable(custody.MaxEntries, log), instance: key.Instance().String()}
 	d.pool = newPool(config, uid, gid, key, env, log)
 	if d.ledger, err = ledger.Open(config.Ledger, key.Instance(), log); err != nil {
 		return err
 	}
 	defer d.ledger.Close()
+	endCustody, err := d.startCustody()
+	if err != nil {
+		return err
+	}
+	defer endCustody()
 	listeners, err := d.listen(ctx)
 	defer func() {
 		for _, l := range listeners {
@@ -132,7 +142,7 @@ func serve(ctx context.Context, env *environment, config *config, log *slog.Logg
 		d.running.Go(func() { l.run(ctx) })
 		go l.applications.run()
 	}
-	log.Info("ready", "pid", os.Getpid(), "uid", os.Getuid(), "instance", key.Instance().String(), "workers", config.Workers, "worker_uid", uid,
+	log.Info("ready", "pid", os.Getpid(), "uid", os.Getuid(), "instance", d.instance, "workers", config.Workers, "worker_uid", uid,
 		"ledger", config.Ledger, "ledger_entries", d.ledger.Stats().Entries, "workers_erase_secrets", handshaker.ErasesSecrets())
 	<-ctx.Done()
 	log.Info("stopping")

@@ -300,6 +300,7 @@ func TestServeSaysWhatIsWrongAtTheStart(t *testing.T) {
 	good := map[string]string{
 		"--listen": "127.0.0.1:0", "--certificate": id.dir + "/ecdsa.pem", "--key": id.dir + "/ecdsa.key",
 		"--application": filepath.Join(dir, "app.sock"), "--worker-user": "60601", "--workers": "1",
+		"--control": filepath.Join(dir, "control.sock"),
 	}
 	for _, c := range []struct {
 		name, flag, value string

@@ -12,7 +12,8 @@ import (
 type serveFlags struct {
 	listener             listenerConfig
 	certificate, key     string
-	workerUser, ledger   string
+	workerUser           string
+	ledger, control      string
 	workers, connections int
 	handshakeTimeout     duration
 	lifetime             duration
@@ -39,6 +40,7 @@ func (s *serveFlags) add(f *pflag.FlagSet) {
 	})
 	f.StringVar(&s.workerUser, "worker-user", "offloadd", "`user` of the workers, a name or a number")
 	f.StringVar(&s.ledger, "ledger", defaultConfig().Ledger, "remember imported keys in this `file`, on a tmpfs; one for each daemon")
+	f.StringVar(&s.control, "control", defaultControl, "unix `socket` for status and revoke, root only")
 	f.IntVar(&s.workers, "workers", 2, "`number` of workers")
 	f.IntVar(&s.connections, "worker-connections", 10_000, "replace a worker after this `number` of connections")
 	f.TextVar(&s.lifetime, "worker-lifetime", defaultConfig().WorkerLifetime, "replace a worker after this `time`")
@@ -75,6 +77,9 @@ func (s *serveFlags) config(path string, given func(string) bool) (*config, erro
 	}
 	if given("ledger") {
 		c.Ledger = s.ledger
+	}
+	if given("control") {
+		c.Control = s.control
 	}
 	if given("workers") {
 		c.Workers = s.workers

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package custody
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// MaxEntries bounds the table of a daemon: about 1 KiB each.
+const MaxEntries = 1 << 18
+
+// ErrFull: the connection is not recorded. It works all the same.
+var ErrFull = errors.New("the custody table is full")
+
+// record is an entry and how to find its socket.
+type record struct {
+	Entry
+	id     socketID
+	device int // interface index, 0 if no key is in a device or it is not known
+	added  time.Time
+}
+
+// Table holds the entries. Its methods may be called concurrently.
+type Table struct {
+	max int
+	log *slog.Logger
+
+	mu      sync.Mutex
+	records map[uint64]*record
+	losses  map[int]linkLoss // guarded by mu: the last of each interface
+	totals  Totals           // guarded by mu: the counters since the start
+	full    bool             // guarded by mu: said so already
+}
+
+// NewTable makes a table for at most max connections.
+func NewTable(max int, log *slog.Logger) *Table {
+	return &Table{max: max, log: log, records: make(map[uint64]*record), losses: make(map[int]linkLoss)}
+}
+
+// Add records a connection. The caller fills in what it knows; socket, addresses and
+// device come from c. It must have c open until Add returns, and so must Pass's
+// caller: the kernel tells the end of a socket after its last descriptor is closed,
+// so no entry is made for one that has ended. importBegan is the time before the keys
+// were installed: a device that went down since then has lost them.
+func (t *Table) Add(c syscall.Conn, e Entry, importBegan time.Time) error {
+	r := &record{Entry: e, added: time.Now()}
+	r.Condition = Live
+	if err := r.locate(c); err != nil {
+		return fmt.Errorf("custody: %w", err)
+	}
+	r.checkHalfOffload()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.records) >= t.max {
+		t.totals.Unrecorded++
+		if !t.full {
+			t.full = true
+			t.log.Warn("the custody table is full: further connections work, but cannot be shown or revoked", "entries", t.max)
+		}
+		return ErrFull
+	}
+	t.full = false
+	t.records[r.Socket] = r
+	if r.Degraded() {
+		t.totals.DegradedEver++
+		t.log.Warn("custody degraded", "socket", r.Socket, "peer", r.Peer.String(), "reason", r.Write.Degraded.Reason)
+	}
+	if loss, ok := t.losses[r.device]; ok && r.device != 0 && loss.time.After(importBegan) {
+		t.degrade([]*record{r}, loss)
+	}
+	return nil
+}
+
+// Pass records that both keys went on to another process.
+func (t *Table) Pass(socket uint64, h Hand) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r := t.records[socket]; r != nil {
+		for _, k := range r.keys() {
+			k.Hands = append(k.Hands, h)
+		}
+	}
+}
+
+// Get returns the entry of a socket.
+func (t *Table) Get(socket uint64) (Entry, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.records[socket]
+	if r == nil {
+		return Entry{}, false
+	}
+	return r.copy(), true
+}
+
+// Sockets returns the sockets whose entries match, in the order of their making.
+func (t *Table) Sockets(match func(*Entry) bool) []uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var all []uint64
+	for socket, r := range t.records {
+		if match == nil || match(&r.Entry) {
+			all = append(all, socket)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// Totals counts.
+func (t *Table) Totals() Totals {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.totals
+	for _, r := range t.records {
+		if r.Condition != Live {
+			n.Over++
+			continue
+		}
+		n.Live++
+		switch read, write := r.Read.Place, r.Write.Place; {
+		case read == Unknown || write == Unknown:
+			n.Unknown++
+		case read != write:
+			n.Mixed++
+		case read == Device:
+			n.Device++
+		default:
+			n.Software++
+		}
+		if r.Degraded() {
+			n.Degraded++
+		}
+	}
+	return n
+}
+
+// Destroyed ends an entry: the kernel has freed the socket.
+func (t *Table) Destroyed(socket uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.end(socket)
+}
+
+func (t *Table) end(socket uint64) {
+	if _, ok := t.records[socket]; ok {
+		delete(t.records, socket)
+		t.totals.Ended++
+	}
+}
+
+// Reconciled compares the table with the sockets that the kernel has. One that is
+// gone from there was closed, or reset. Who holds a descriptor of it holds its keys
+// still, so the entry stays until the kernel tells that it has freed the socket;
+// unless that word may be among those that were lost.
+func (t *Table) Reconciled(census *Census) {
+	for _, r := range t.missing(census) {
+		// A dump of a table that changes meanwhile can leave out what was there all the
+		// time (net/ipv4/inet_diag.c counts positions), so ask for each.
+		if found, err := lookUp(r.id, r.Socket); err != nil {
+			t.log.Warn("a socket's state is not known", "socket", r.Socket, "error", err)
+		} else if found == nil {
+			t.gone(r.Socket, census.Lost)
+		}
+	}
+}
+
+// missing returns copies of the records that were there before the census began, and
+// are not in it.
+func (t *Table) missing(census *Census) []record {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var all []record
+	for socket, r := range t.records {
+		if !census.TLS[socket] && r.added.Before(census.Began) && (r.Condition == Live || census.Lost) {
+			all = append(all, *r)
+		}
+	}
+	return all
+}
+
+func (t *Table) gone(socket uint64, lost bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if lost {
+		t.end(socket)
+	} else if r := t.records[socket]; r != nil && r.Condition == Live {
+		r.over(Closed)
+	}
+}
+
+func (r *record) over(c Condition) {
+	now := time.Now()
+	r.Condition, r.Over = c, &now
+}
+
+// Foreign counts the kernel TLS sockets of a census that are not in the table.
+func (t *Table) Foreign(census *Census) (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for socket := range maps.Keys(census.TLS) {
+		if t.records[socket] == nil {
+			n++
+		}
+	}
+	return n
+}
