@@ -76,6 +76,13 @@ func TestWrongUseIsExplained(t *testing.T) {
 		{"twice the same", []string{"serve", "-c", file("twice", listener+certificate+listener+certificate)}, "another listener's as well"},
 		{"workers", []string{"serve", "-c", file("workers", "workers = 0\n"+listener+certificate)}, "want 1 to 256"},
 		{"relative ledger", []string{"serve", "-c", file("ledger", "ledger = \"run/ledger\"\n"+listener+certificate)}, "absolute path"},
+		{"control", []string{"serve", "-c", file("control", "control = \"c.sock\"\n"+listener+certificate)}, "control = \"c.sock\", want an absolute path"},
+		{"control and application", []string{"serve", "-c", file("both", "control = \"/tmp/a.sock\"\n"+listener+certificate)}, "or the control socket"},
+		{"revoke nothing", []string{"revoke"}, "one of them"},
+		{"revoke two things", []string{"revoke", "--all", "4711"}, "one of them"},
+		{"revoke a word", []string{"revoke", "everything"}, "\"everything\" is no socket"},
+		{"revoke nobody's peer", []string{"revoke", "--peer", "localhost"}, "192.0.2.0/24"},
+		{"status of no socket", []string{"status", "0"}, "\"0\" is no socket"},
 		{"worker by hand", []string{"handshake"}, "root"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -25,7 +25,7 @@ func (d *daemon) startCustody() (end func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if n := len(before.TLS); n > 0 {
+	if n := before.Keyed(); n > 0 {
 		d.log.Info("kernel TLS sockets from before this start are not in the custody table", "sockets", n)
 	}
 	if err := custody.WatchLinks(ctx, d.log, d.custody); err != nil {

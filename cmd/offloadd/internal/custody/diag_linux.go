@@ -19,6 +19,10 @@ const (
 	diagInfo     = 2  // INET_DIAG_INFO: its bit in idiag_ext asks for ULP_INFO too
 	diagULPInfo  = 19 // INET_DIAG_ULP_INFO
 	ulpInfoName  = 1  // INET_ULP_INFO_NAME
+	ulpInfoTLS   = 2  // INET_ULP_INFO_TLS
+	tlsInfoTX    = 3  // TLS_INFO_TXCONF, of include/uapi/linux/tls.h
+	tlsInfoRX    = 4  // TLS_INFO_RXCONF
+	tlsConfBase  = 1  // TLS_CONF_BASE: no key
 	nlaTypeMask  = 0x3fff
 	noCookie     = ^uint64(0) // INET_DIAG_NOCOOKIE, twice
 	requestSize  = 56         // struct inet_diag_req_v2
@@ -82,6 +86,8 @@ type found struct {
 	// tls: the TLS ULP is attached. A socket in TIME_WAIT has the cookie still and the ULP
 	// no more.
 	tls bool
+	// keyed: a direction has a key.
+	keyed bool
 	// orphan: no process has a descriptor.
 	orphan bool
 }
@@ -95,26 +101,36 @@ func parseFound(b []byte) (found, bool) {
 	copy(f.id.raw[:], b[messageID:])
 	f.cookie = uint64(binary.NativeEndian.Uint32(b[44:])) | uint64(binary.NativeEndian.Uint32(b[48:]))<<32
 	f.orphan = binary.NativeEndian.Uint32(b[messageInode:]) == 0
-	attributes, err := nl.ParseRouteAttr(b[messageSize:])
-	if err != nil {
-		return found{}, false
-	}
-	for _, a := range attributes {
-		if a.Attr.Type&nlaTypeMask == diagULPInfo {
-			f.tls = ulpIsTLS(a.Value)
+	for _, ulp := range attributes(b[messageSize:]) {
+		if ulp.Attr.Type&nlaTypeMask != diagULPInfo {
+			continue
+		}
+		for _, a := range attributes(ulp.Value) {
+			switch a.Attr.Type & nlaTypeMask {
+			case ulpInfoName:
+				f.tls = unix.ByteSliceToString(a.Value) == "tls"
+			case ulpInfoTLS:
+				f.keyed = hasKey(a.Value)
+			}
 		}
 	}
 	return f, true
 }
 
-func ulpIsTLS(b []byte) bool {
-	attributes, err := nl.ParseRouteAttr(b)
+// attributes reads what can be read.
+func attributes(b []byte) []syscall.NetlinkRouteAttr {
+	all, err := nl.ParseRouteAttr(b)
 	if err != nil {
-		return false
+		return nil
 	}
-	for _, a := range attributes {
-		if a.Attr.Type&nlaTypeMask == ulpInfoName {
-			return unix.ByteSliceToString(a.Value) == "tls"
+	return all
+}
+
+func hasKey(tls []byte) bool {
+	for _, a := range attributes(tls) {
+		kind := a.Attr.Type & nlaTypeMask
+		if (kind == tlsInfoTX || kind == tlsInfoRX) && len(a.Value) >= 2 && binary.NativeEndian.Uint16(a.Value) > tlsConfBase {
+			return true
 		}
 	}
 	return false

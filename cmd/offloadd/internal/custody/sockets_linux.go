@@ -23,12 +23,13 @@ type Listener interface {
 }
 
 // Census is the TLS sockets that the kernel had in its tables at one time: those
-// whose ULP is attached, with keys or without. It leaves out closed sockets that
-// somebody holds a descriptor of.
+// whose ULP is attached. It leaves out closed sockets that somebody holds a
+// descriptor of.
 type Census struct {
 	// Began is before the first of them was asked for: what was made later may be missing.
 	Began time.Time
-	TLS   map[uint64]bool
+	// TLS says of each whether it has a key.
+	TLS map[uint64]bool
 	// Lost: calls of Destroyed may be missing before this census.
 	Lost bool
 }
@@ -36,7 +37,7 @@ type Census struct {
 // NewCensus counts now.
 func NewCensus() (*Census, error) {
 	c := &Census{Began: time.Now(), TLS: make(map[uint64]bool)}
-	err := eachTLS(func(f found) { c.TLS[f.cookie] = true })
+	err := eachTLS(func(f found) { c.TLS[f.cookie] = f.keyed })
 	return c, err
 }
 
@@ -186,4 +187,14 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// Keyed counts the sockets that have a key.
+func (c *Census) Keyed() (n int) {
+	for _, keyed := range c.TLS {
+		if keyed {
+			n++
+		}
+	}
+	return n
 }

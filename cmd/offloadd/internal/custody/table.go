@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync"
 	"syscall"
@@ -179,7 +178,7 @@ func (t *Table) missing(census *Census) []record {
 	defer t.mu.Unlock()
 	var all []record
 	for socket, r := range t.records {
-		if !census.TLS[socket] && r.added.Before(census.Began) && (r.Condition == Live || census.Lost) {
+		if _, there := census.TLS[socket]; !there && r.added.Before(census.Began) && (r.Condition == Live || census.Lost) {
 			all = append(all, *r)
 		}
 	}
@@ -201,12 +200,12 @@ func (r *record) over(c Condition) {
 	r.Condition, r.Over = c, &now
 }
 
-// Foreign counts the kernel TLS sockets of a census that are not in the table.
+// Foreign counts the sockets of a census that have keys and are not in the table.
 func (t *Table) Foreign(census *Census) (n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for socket := range maps.Keys(census.TLS) {
-		if t.records[socket] == nil {
+	for socket, keyed := range census.TLS {
+		if keyed && t.records[socket] == nil {
 			n++
 		}
 	}
