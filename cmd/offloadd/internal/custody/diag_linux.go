@@ -17,6 +17,7 @@ import (
 // Numbers of include/uapi/linux/inet_diag.h.
 const (
 	diagInfo     = 2  // INET_DIAG_INFO: its bit in idiag_ext asks for ULP_INFO too
+	diagShutdown = 8  // INET_DIAG_SHUTDOWN
 	diagULPInfo  = 19 // INET_DIAG_ULP_INFO
 	ulpInfoName  = 1  // INET_ULP_INFO_NAME
 	ulpInfoTLS   = 2  // INET_ULP_INFO_TLS
@@ -83,8 +84,10 @@ func newRequest(id socketID, cookie uint64) *request {
 type found struct {
 	id     socketID
 	cookie uint64
-	// tls: the TLS ULP is attached. A socket in TIME_WAIT has the cookie still and the ULP
-	// no more.
+	// whole: not what remains in TIME_WAIT, which has the cookie still and no attributes
+	// (inet_twsk_diag_fill).
+	whole bool
+	// tls: the TLS ULP is attached.
 	tls bool
 	// keyed: a direction has a key.
 	keyed bool
@@ -101,20 +104,26 @@ func parseFound(b []byte) (found, bool) {
 	copy(f.id.raw[:], b[messageID:])
 	f.cookie = uint64(binary.NativeEndian.Uint32(b[44:])) | uint64(binary.NativeEndian.Uint32(b[48:]))<<32
 	f.orphan = binary.NativeEndian.Uint32(b[messageInode:]) == 0
-	for _, ulp := range attributes(b[messageSize:]) {
-		if ulp.Attr.Type&nlaTypeMask != diagULPInfo {
-			continue
-		}
-		for _, a := range attributes(ulp.Value) {
-			switch a.Attr.Type & nlaTypeMask {
-			case ulpInfoName:
-				f.tls = unix.ByteSliceToString(a.Value) == "tls"
-			case ulpInfoTLS:
-				f.keyed = hasKey(a.Value)
-			}
+	for _, a := range attributes(b[messageSize:]) {
+		switch a.Attr.Type & nlaTypeMask {
+		case diagShutdown:
+			f.whole = true
+		case diagULPInfo:
+			f.parseULP(a.Value)
 		}
 	}
 	return f, true
+}
+
+func (f *found) parseULP(b []byte) {
+	for _, a := range attributes(b) {
+		switch a.Attr.Type & nlaTypeMask {
+		case ulpInfoName:
+			f.tls = unix.ByteSliceToString(a.Value) == "tls"
+		case ulpInfoTLS:
+			f.keyed = hasKey(a.Value)
+		}
+	}
 }
 
 // attributes reads what can be read.
@@ -136,8 +145,8 @@ func hasKey(tls []byte) bool {
 	return false
 }
 
-// lookUp asks for the TLS socket with these addresses and this cookie; nil if there
-// is none.
+// lookUp asks for the socket with these addresses and this cookie; nil if there is
+// none.
 func lookUp(id socketID, cookie uint64) (*found, error) {
 	message := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, 0)
 	message.AddData(newRequest(id, cookie))
@@ -149,7 +158,7 @@ func lookUp(id socketID, cookie uint64) (*found, error) {
 		return nil, fmt.Errorf("inet_diag: %w", err)
 	}
 	for _, reply := range replies {
-		if f, ok := parseFound(reply); ok && f.cookie == cookie && f.tls {
+		if f, ok := parseFound(reply); ok && f.cookie == cookie && f.whole {
 			return &f, nil
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 	"unsafe"
@@ -292,4 +294,34 @@ func TestAnOrphanIsLeftToTheKernel(t *testing.T) {
 	p.Client.SetLinger(0)
 	p.Client.Close()
 	eventually(t, "the entry ends", func() bool { return table.condition(socket) == "gone" })
+}
+
+// TestWithoutTheCapabilityNothingIsTakenForEnded: before Linux 7 the kernel does not
+// tell such a process what is TLS.
+func TestWithoutTheCapabilityNothingIsTakenForEnded(t *testing.T) {
+	table, _ := watched(t, 10)
+	p := ktlstest.Installed(t, blob.TLS_AES_128_GCM_SHA256)
+	socket := add(t, table, p.Server, software())
+	outcomes, errs := make(chan Outcome, 1), make(chan error, 1)
+	go func() {
+		// Capabilities belong to this thread, which ends with the goroutine.
+		runtime.LockOSThread()
+		head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var none [2]unix.CapUserData
+		if err := unix.Capset(&head, &none[0]); err != nil {
+			t.Error(err)
+		}
+		if census, err := NewCensus(); err == nil {
+			table.Reconciled(census)
+		}
+		outcome, err := table.Revoke(socket)
+		outcomes <- outcome
+		errs <- err
+	}()
+	if outcome, err := <-outcomes, <-errs; outcome != Refused || err == nil || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
+		t.Errorf("%s, %v; want refused for want of CAP_NET_ADMIN", outcome, err)
+	}
+	if c := table.condition(socket); c != Live {
+		t.Errorf("%s, want live", c)
+	}
 }

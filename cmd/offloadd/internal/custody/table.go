@@ -171,14 +171,13 @@ func (t *Table) Reconciled(census *Census) {
 	}
 }
 
-// missing returns copies of the records that were there before the census began, and
-// are not in it.
+// missing returns copies of the records that are not in the census.
 func (t *Table) missing(census *Census) []record {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var all []record
 	for socket, r := range t.records {
-		if _, there := census.TLS[socket]; !there && r.added.Before(census.Began) && (r.Condition == Live || census.Lost) {
+		if _, there := census.TLS[socket]; !there && (r.Condition == Live || census.Lost) {
 			all = append(all, *r)
 		}
 	}
