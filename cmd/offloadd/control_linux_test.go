@@ -62,6 +62,15 @@ func TestAControlRequestIsReadStrictly(t *testing.T) {
 	}
 }
 
+// TestAReplyIsOneObject: nothing may hide behind it.
+func TestAReplyIsOneObject(t *testing.T) {
+	for text, ok := range map[string]bool{`{"version":1}`: true, `{"version":1} `: true, `{"version":1}{}`: false, `{"version":1}x`: false, `{"versions":1}`: false, ``: false} {
+		if err := decodeStrictly([]byte(text), &controlReply{}); (err == nil) != ok {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 // TestAControlClientThatBreaksTheProtocolIsToldAndDropped: and the next one served.
 func TestAControlClientThatBreaksTheProtocolIsToldAndDropped(t *testing.T) {
 	path := startControl(t, custody.NewTable(1, slog.New(slog.DiscardHandler)))

@@ -30,7 +30,6 @@ const (
 	messageSize  = 72         // struct inet_diag_msg, before the attributes
 	idAt         = 8          // idiag.id in the request
 	messageID    = 4          // idiag.id in the message
-	messageInode = 68
 )
 
 // socketID is struct inet_diag_sockid up to the cookie, and the family: how the
@@ -91,8 +90,6 @@ type found struct {
 	tls bool
 	// keyed: a direction has a key.
 	keyed bool
-	// orphan: no process has a descriptor.
-	orphan bool
 }
 
 // parseFound reads a struct inet_diag_msg with its attributes.
@@ -103,7 +100,6 @@ func parseFound(b []byte) (found, bool) {
 	f := found{id: socketID{family: b[0]}}
 	copy(f.id.raw[:], b[messageID:])
 	f.cookie = uint64(binary.NativeEndian.Uint32(b[44:])) | uint64(binary.NativeEndian.Uint32(b[48:]))<<32
-	f.orphan = binary.NativeEndian.Uint32(b[messageInode:]) == 0
 	for _, a := range attributes(b[messageSize:]) {
 		switch a.Attr.Type & nlaTypeMask {
 		case diagShutdown:

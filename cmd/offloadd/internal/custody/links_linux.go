@@ -4,6 +4,7 @@ package custody
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -15,6 +16,9 @@ import (
 
 // linkBuffer holds some thousand link events.
 const linkBuffer = 4 << 20
+
+// listTries bounds the attempts at a list of links that change meanwhile.
+const listTries = 10
 
 // link is the last that is known of an interface.
 type link struct {
@@ -101,6 +105,9 @@ func (w *links) run(ctx context.Context, updates <-chan netlink.LinkUpdate, stop
 // list compares with the interfaces as they are now.
 func (w *links) list() error {
 	all, err := netlink.LinkList()
+	for tries := 1; errors.Is(err, netlink.ErrDumpInterrupted) && tries < listTries; tries++ {
+		all, err = netlink.LinkList()
+	}
 	if err != nil {
 		return err
 	}

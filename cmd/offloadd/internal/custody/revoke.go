@@ -23,12 +23,15 @@ const (
 
 // Revoke ends a connection at once: the peer gets a reset, and every process that
 // has a descriptor gets ECONNABORTED from its next call, then end of file or EPIPE.
-// It needs no descriptor and nobody's cooperation.
+// It needs no descriptor and nobody's cooperation. A connection that its application
+// has closed already ends too, and what was queued is not sent.
 //
 // The keys stay in the dead socket until its last descriptor is closed, and a holder
-// could read them there with getsockopt. Nothing can be encrypted with them any more:
-// the socket is in no table of the kernel, cannot be connected again (net/tls forbids
-// disconnect), and takes no other key.
+// could read them there with getsockopt. Nothing can be sent with them any more: the
+// socket is in no table of the kernel and cannot be connected again (tls_disconnect
+// refuses). Linux 7 would take other TLS 1.3 keys on it, which could overwrite these,
+// but for that one needs a descriptor: the daemon keeps none, and fetching one from the
+// application (pidfd_getfd) takes CAP_SYS_PTRACE, which is worth more than the key.
 func (t *Table) Revoke(socket uint64) (Outcome, error) {
 	t.mu.Lock()
 	r := t.records[socket]
@@ -39,16 +42,11 @@ func (t *Table) Revoke(socket uint64) (Outcome, error) {
 	id := r.id
 	t.mu.Unlock()
 	found, err := find(id, socket)
-	switch {
-	case err != nil:
+	if err != nil {
 		return Refused, err
-	case found == nil:
+	}
+	if found == nil {
 		return NotThere, nil
-	case found.orphan:
-		// Every descriptor is closed, and with the last one went the software keys. What is
-		// left sends what was queued, and FIN. Linux before 6.12 would forget its timers and
-		// keep it for ever if it were aborted now (net/ipv4/tcp.c, tcp_abort).
-		return NotThere, errors.New("closed by its application already; the kernel is sending the rest")
 	}
 	switch err := destroy(found.id, socket); {
 	case errors.Is(err, syscall.ENOENT):
