@@ -4,7 +4,9 @@ package blob
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -60,6 +62,19 @@ func TestADigestTellsKeysApartAndSuitesToo(t *testing.T) {
 	later.Seq, later.Cookie, later.Role, later.Direction = 99, 5, Client, Read
 	if later.KeyDigest() != s.KeyDigest() {
 		t.Error("the same key at another number, socket or end has another digest")
+	}
+}
+
+// TestADigestIsThatOfTheFormat computes it by FORMAT.md, section 3.
+func TestADigestIsThatOfTheFormat(t *testing.T) {
+	for _, suite := range CipherSuites() {
+		s := testState(suite, Client, Read)
+		pad := func(b []byte, n int) []byte { return append(bytes.Clone(b), make([]byte, n-len(b))...) }
+		block := slices.Concat([]byte("offloadd keydigest"), []byte{byte(suite >> 8), byte(suite)}, pad(s.Key.Bytes(), 32), pad(s.IV.Bytes(), 12))
+		want := sha256.Sum256(block)
+		if got := s.KeyDigest(); len(block) != 64 || !bytes.Equal(got[:], want[:16]) {
+			t.Errorf("%v: %v, want %x of a block of %d bytes", suite, got, want[:16], len(block))
+		}
 	}
 }
 

@@ -104,20 +104,23 @@ type KeyDigest [16]byte
 
 func (d KeyDigest) String() string { return hex.EncodeToString(d[:]) }
 
-const labelDigest = "offloadd key digest v1"
+const labelDigest = "offloadd keydigest" // 18 bytes
 
 // KeyDigest returns the digest of the State's key, be it here or held elsewhere.
+//
+// What is hashed is exactly one block of SHA-256: a part of a block would stay behind
+// in the hash's own buffer.
 func (s *State) KeyDigest() KeyDigest {
 	if s.Kind() == KindReference {
 		return s.Held.Digest
 	}
-	h := sha256.New()
-	io.WriteString(h, labelDigest)
-	h.Write(binary.BigEndian.AppendUint16(nil, uint16(s.Suite)))
-	h.Write(s.Key.Bytes())
-	h.Write(s.IV.Bytes())
-	sum := h.Sum(nil)
-	h.Reset() // its block buffer held the key
+	var block [sha256.BlockSize]byte
+	copy(block[:18], labelDigest)
+	binary.BigEndian.PutUint16(block[18:], uint16(s.Suite))
+	copy(block[20:52], s.Key.Bytes())
+	copy(block[52:], s.IV.Bytes())
+	sum := sha256.Sum256(block[:])
+	clear(block[:])
 	return KeyDigest(sum[:16])
 }
 

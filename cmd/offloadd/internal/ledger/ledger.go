@@ -32,16 +32,16 @@ type Ledger struct {
 	sweeps   sync.WaitGroup
 
 	mu       sync.Mutex
-	entries  map[slot][]entry // guarded by mu
-	keys     map[digest]slot  // guarded by mu
-	serial   uint64           // guarded by mu: of the next entry
-	size     int64            // guarded by mu: of the file
-	sum      uint32           // guarded by mu: of the file
-	records  int              // guarded by mu: in the file, those of dead entries too
-	sweepAt  int              // guarded by mu: records
-	sweeping bool             // guarded by mu
-	broken   error            // guarded by mu: why nothing more is entered
-	replays  uint64           // guarded by mu
+	entries  map[slot][]entry        // guarded by mu
+	keys     map[blob.KeyDigest]slot // guarded by mu
+	serial   uint64                  // guarded by mu: of the next entry
+	size     int64                   // guarded by mu: of the file
+	sum      uint32                  // guarded by mu: of the file
+	records  int                     // guarded by mu: in the file, those of dead entries too
+	sweepAt  int                     // guarded by mu: records
+	sweeping bool                    // guarded by mu
+	broken   error                   // guarded by mu: why nothing more is entered
+	replays  uint64                  // guarded by mu
 }
 
 // remembered is how many keys of one direction are known, the newest ones: a peer may
@@ -56,7 +56,7 @@ type slot struct {
 
 type entry struct {
 	line   Line
-	key    digest
+	key    blob.KeyDigest
 	serial uint64
 }
 
@@ -79,7 +79,7 @@ func (l *Ledger) open() error {
 	if err != nil {
 		return err
 	}
-	l.entries, l.keys = make(map[slot][]entry), make(map[digest]slot)
+	l.entries, l.keys = make(map[slot][]entry), make(map[blob.KeyDigest]slot)
 	if b == nil {
 		return l.compact()
 	}
@@ -130,7 +130,7 @@ func (l *Ledger) enter(states ...*blob.State) error {
 			return err
 		}
 		line := Line{Cookie: s.Cookie, Role: s.Role, Direction: s.Direction, Epoch: s.Epoch, Seq: s.Seq, Instance: l.instance, Entered: l.now()}
-		records[i] = record{kindEnter, i < len(states)-1, line, digestOf(s)}
+		records[i] = record{kindEnter, i < len(states)-1, line, s.KeyDigest()}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -259,7 +259,7 @@ func (l *Ledger) drop(s slot) {
 	delete(l.entries, s)
 }
 
-func (l *Ledger) forgetKey(s slot, key digest) {
+func (l *Ledger) forgetKey(s slot, key blob.KeyDigest) {
 	if l.keys[key] == s {
 		delete(l.keys, key)
 	}

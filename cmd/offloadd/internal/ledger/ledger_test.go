@@ -367,26 +367,8 @@ func TestAFullLedgerRefuses(t *testing.T) {
 	}
 }
 
-// TestDigestsTellKeysApart by suite, key and IV, and hold none of them.
-func TestDigestsTellKeysApart(t *testing.T) {
-	base := testKey(1, blob.Read, 0, 0, 1)
-	other := testKey(2, blob.Write, 3, 4, 1)
-	if digestOf(base) != digestOf(other) {
-		t.Error("the digest depends on more than suite, key and IV")
-	}
-	for name, change := range map[string]func(*blob.State){
-		"suite": func(s *blob.State) { s.Suite = blob.TLS_CHACHA20_POLY1305_SHA256 },
-		"key":   func(s *blob.State) { s.Key.Bytes()[15] ^= 1 },
-		"IV":    func(s *blob.State) { s.IV.Bytes()[11] ^= 1 },
-	} {
-		s := testKey(1, blob.Read, 0, 0, 1)
-		if change(s); digestOf(s) == digestOf(base) {
-			t.Errorf("another %s has the same digest", name)
-		}
-	}
-	if len(digestLabel) != 18 {
-		t.Errorf("the label has %d bytes, and its place 18", len(digestLabel))
-	}
+// TestTheFileHoldsNoKey: nothing that was entered is in it but by its digest.
+func TestTheFileHoldsNoKey(t *testing.T) {
 	f := &modelFile{}
 	l := newTestLedger(t, f)
 	s := testKey(1, blob.Read, 0, 0, 0xa7)

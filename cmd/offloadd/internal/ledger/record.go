@@ -40,7 +40,7 @@ type record struct {
 	kind kind
 	more bool // the next record belongs to the same act
 	line Line
-	key  digest
+	key  blob.KeyDigest
 }
 
 // castagnoli is a function because the package keeps no variables; the table is made
