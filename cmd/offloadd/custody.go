@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/ledger"
 	"github.com/offloadd/offloadd/ktls"
 )
 
@@ -21,7 +22,7 @@ func (d *daemon) startCustody() (end func(), err error) {
 			cancel()
 		}
 	}()
-	before, err := custody.WatchSockets(ctx, d.log, d.custody)
+	before, err := custody.WatchSockets(ctx, d.log, d.custody, forgetful{d.ledger})
 	if err != nil {
 		return nil, err
 	}
@@ -41,6 +42,15 @@ func (d *daemon) startCustody() (end func(), err error) {
 		cancel()
 	}, nil
 }
+
+// forgetful ends the ledger's entries with their socket.
+type forgetful struct{ *ledger.Ledger }
+
+func (f forgetful) Destroyed(socket uint64) { f.Forget(socket) }
+
+// Reconciled has nothing to do: the ledger asks the kernel which sockets live when it
+// is swept.
+func (f forgetful) Reconciled(*custody.Census) {}
 
 // custodyEntry is what is known before the keys are installed, which destroys the
 // states.
