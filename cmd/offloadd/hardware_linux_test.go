@@ -25,11 +25,11 @@ const heldSuite = blob.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
 // hardware is a connection whose keys a device holds: ours is the server's end.
 type hardware struct {
 	*mover
-	nic                 *ktlstest.NIC
-	cookie              uint64
-	client              *tls.Conn
-	readKey, writeKey   ktlstest.NICKey // as they were at the import
-	readState, material []byte
+	nic               *ktlstest.NIC
+	cookie            uint64
+	client            *tls.Conn
+	readKey, writeKey ktlstest.NICKey // as they were at the import
+	material          []byte
 }
 
 // newHardware completes a handshake over the emulated device and installs its keys.
