@@ -30,11 +30,14 @@ var mayImport = map[string][]string{
 	"handshaker":    {"blob"},
 	"ktls":          {"blob"},
 	"ktls/ktlstest": {"blob", "ktls"},
-	"cmd/offloadd": {"blob", "blob/handoff", "handshaker", "ktls",
-		"cmd/offloadd/internal/custody", "cmd/offloadd/internal/ledger"},
-	"cmd/offloadd/internal/custody": {},
-	"cmd/offloadd/internal/ledger":  {"blob"},
-	"test/vm":                       {},
+	"cmd/offloadd": {"blob", "blob/handoff", "handshaker", "ktls", "cmd/offloadd/internal/custody",
+		"cmd/offloadd/internal/ledger", "cmd/offloadd/internal/signer", "cmd/offloadd/internal/token"},
+	"cmd/offloadd/internal/custody":         {},
+	"cmd/offloadd/internal/ledger":          {"blob"},
+	"cmd/offloadd/internal/signer":          {},
+	"cmd/offloadd/internal/token":           {},
+	"cmd/offloadd/internal/token/tokentest": {},
+	"test/vm":                               {},
 }
 
 // keyPath are the packages that secrets go through, and foreign all that these may
