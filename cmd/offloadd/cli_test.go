@@ -28,7 +28,7 @@ func TestEveryCommandExplainsItselfWithAnExample(t *testing.T) {
 	if code != exitOK {
 		t.Fatalf("offloadd --help exits with %d", code)
 	}
-	for _, c := range []string{"check", "demo", "handshake", "inspect", "revoke", "serve", "status"} {
+	for _, c := range []string{"check", "demo", "handshake", "inspect", "revoke", "serve", "sign", "status"} {
 		if !strings.Contains(help, "\n  "+c+" ") {
 			t.Errorf("offloadd --help does not name %s", c)
 		}
@@ -83,11 +83,15 @@ func TestWrongUseIsExplained(t *testing.T) {
 		{"revoke a word", []string{"revoke", "everything"}, "\"everything\" is no socket"},
 		{"revoke nobody's peer", []string{"revoke", "--peer", "localhost"}, "192.0.2.0/24"},
 		{"status of no socket", []string{"status", "0"}, "\"0\" is no socket"},
+		{"PIN in the configuration", []string{"serve", "-c", file("pin", listener+strings.Replace(certificate, "\"k\"", "\"pkcs11:token=t;object=o?module-path=/m&pin-value=1234\"", 1))}, "pin-value would put the PIN where"},
+		{"TPM handle", []string{"serve", "--listen", ":1", "--certificate", "c", "--key", "tpm:handle=1"}, "certificate c: key: handle must be"},
+		{"no signer", []string{"serve", "-c", file("signer", "signer_user = \"\"\n"+listener+certificate)}, "signer_user is empty"},
 		{"worker by hand", []string{"handshake"}, "root"},
+		{"signer by hand", []string{"sign"}, "root"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			code, out, stderr := call("", c.args...)
-			if (code != exitUsage && c.name != "worker by hand") || code == exitOK || out != "" || !strings.Contains(stderr, c.want) {
+			if (code != exitUsage && !strings.HasSuffix(c.name, " by hand")) || code == exitOK || out != "" || !strings.Contains(stderr, c.want) {
 				t.Errorf("exit %d, stdout %q, stderr %q; want exit %d and %q", code, out, stderr, exitUsage, c.want)
 			}
 		})

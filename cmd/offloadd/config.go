@@ -16,12 +16,16 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/token"
 )
 
 // config is the file that serve reads. Unknown keys are errors.
 type config struct {
 	// WorkerUser is a name or a number; workers run as this user and nothing else should.
 	WorkerUser string `toml:"worker_user"`
+	// SignerUser runs the signer, which there is if a key is in a token.
+	SignerUser string `toml:"signer_user"`
 	// Workers is how many handshake workers run at a time.
 	Workers int `toml:"workers"`
 	// A worker is replaced after so many connections or so much time.
@@ -59,7 +63,8 @@ type listenerConfig struct {
 }
 
 // certificateConfig names a chain and its private key, both PEM files. The daemon
-// opens the files and does not read them: a worker gets the descriptors.
+// opens the files and does not read them: a worker gets the descriptors. Or Key names
+// a key in a token, see token.Reference: then the signer uses it, and a worker asks.
 type certificateConfig struct {
 	Chain string `toml:"chain"`
 	Key   string `toml:"key"`
@@ -90,6 +95,7 @@ func (d duration) String() string { return time.Duration(d).String() }
 func defaultConfig() *config {
 	return &config{
 		WorkerUser:         "offloadd",
+		SignerUser:         "offloadd-signer",
 		Workers:            2,
 		WorkerConnections:  10_000,
 		WorkerLifetime:     duration(10 * time.Minute),
@@ -152,6 +158,8 @@ func (c *config) validate() error {
 	switch {
 	case c.WorkerUser == "":
 		return errors.New("worker_user is empty")
+	case c.SignerUser == "":
+		return errors.New("signer_user is empty")
 	case c.Workers < 1 || c.Workers > 256:
 		return fmt.Errorf("workers = %d, want 1 to 256", c.Workers)
 	case c.WorkerConnections < 1:
@@ -217,8 +225,23 @@ func (l *listenerConfig) validate() error {
 		if c.Chain == "" || c.Key == "" {
 			return errors.New("a certificate needs both chain and key")
 		}
+		if err := c.checkKey(); err != nil {
+			return fmt.Errorf("certificate %s: key: %v", c.Chain, err)
+		}
 	}
 	return nil
+}
+
+// checkKey checks a key that is in a token.
+func (c *certificateConfig) checkKey() error {
+	if !token.Names(c.Key) {
+		return nil
+	}
+	r, err := token.Parse(c.Key)
+	if err != nil {
+		return err
+	}
+	return r.Supported()
 }
 
 // userID turns a user's name or number into ids; the group is the user's own, or

@@ -63,6 +63,20 @@ func checkUnprivileged() error {
 	if os.Getuid() == 0 || os.Geteuid() == 0 {
 		return errors.New("will not parse a stranger's bytes as root; \"offloadd serve\" starts workers as worker_user")
 	}
+	return unprivileged()
+}
+
+// confineSigner is the same for a signer. It must be able to open devices and to load
+// a token's library, so that its user is what confines it.
+func confineSigner() error {
+	if os.Getuid() == 0 || os.Geteuid() == 0 {
+		return errors.New("will not run a token's library as root; \"offloadd serve\" starts the signer as signer_user")
+	}
+	return unprivileged()
+}
+
+// unprivileged shields this process and refuses what it was given too much.
+func unprivileged() error {
 	if err := shield(); err != nil {
 		return err
 	}
@@ -131,10 +145,10 @@ func lockMemory() error {
 }
 
 // startUnprivileged starts a child that can never gain privileges, as the given
-// user and no other group.
-func startUnprivileged(cmd *exec.Cmd, uid, gid uint32) error {
+// user and in no group but those.
+func startUnprivileged(cmd *exec.Cmd, uid, gid uint32, groups ...uint32) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Credential: &syscall.Credential{Uid: uid, Gid: gid, Groups: []uint32{}},
+		Credential: &syscall.Credential{Uid: uid, Gid: gid, Groups: append([]uint32{}, groups...)},
 		Setpgid:    true, // a Ctrl-C is for the daemon to handle, which ends its workers
 	}
 	started := make(chan error, 1)

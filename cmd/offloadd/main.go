@@ -104,7 +104,8 @@ application, which reads and writes plain bytes.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError("%v; see %q", err, c.CommandPath()+" --help")
 	})
-	root.AddCommand(serveCommand(env), handshakeCommand(env), checkCommand(env), inspectCommand(env), statusCommand(env), revokeCommand(env), demoCommand(env), demoApplicationCommand(env))
+	root.AddCommand(serveCommand(env), handshakeCommand(env), signCommand(env), checkCommand(env), inspectCommand(env),
+		statusCommand(env), revokeCommand(env), demoCommand(env), demoApplicationCommand(env))
 	for _, c := range root.Commands() {
 		// cobra's own argument errors carry no exit code.
 		if args := c.Args; args != nil {

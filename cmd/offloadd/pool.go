@@ -23,8 +23,10 @@ type pool struct {
 	uid    uint32
 	gid    uint32
 	key    *blob.PrivateKey
-	env    *environment
-	log    *slog.Logger
+	// signers is nil where all keys are in files.
+	signers *signerKeeper
+	env     *environment
+	log     *slog.Logger
 
 	mu      sync.Mutex
 	workers map[*workerProcess]struct{} // guarded by mu: all that are alive
@@ -50,9 +52,9 @@ const (
 	restartMost  = 5 * time.Second
 )
 
-func newPool(c *config, uid, gid uint32, key *blob.PrivateKey, env *environment, log *slog.Logger) *pool {
+func newPool(c *config, uid, gid uint32, key *blob.PrivateKey, signers *signerKeeper, env *environment, log *slog.Logger) *pool {
 	return &pool{
-		config: c, uid: uid, gid: gid, key: key, env: env, log: log,
+		config: c, uid: uid, gid: gid, key: key, signers: signers, env: env, log: log,
 		workers: make(map[*workerProcess]struct{}), changed: make(chan struct{}),
 	}
 }

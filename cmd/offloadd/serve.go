@@ -103,13 +103,17 @@ func serve(ctx context.Context, env *environment, config *config, log *slog.Logg
 	if err != nil {
 		return err
 	}
+	signers, err := newSignerKeeper(config, uid, env, log)
+	if err != nil {
+		return err
+	}
 	key, err := blob.GenerateKey()
 	if err != nil {
 		return err
 	}
 	d := &daemon{env: env, config: config, log: log, handshakes: make(chan struct{}, config.MaxHandshakes),
 		custody: custody.NewTable(custody.MaxEntries, log), instance: key.Instance().String()}
-	d.pool = newPool(config, uid, gid, key, env, log)
+	d.pool = newPool(config, uid, gid, key, signers, env, log)
 	if d.ledger, err = ledger.Open(config.Ledger, key.Instance(), log); err != nil {
 		return err
 	}
@@ -134,6 +138,13 @@ func serve(ctx context.Context, env *environment, config *config, log *slog.Logg
 	}
 	poolContext, stopPool := context.WithCancel(context.Background())
 	defer stopPool()
+	if err := signers.start(poolContext); err != nil {
+		return err
+	}
+	defer func() {
+		stopPool()
+		signers.stop() // after the workers, which need it to finish
+	}()
 	if err := d.pool.start(poolContext); err != nil {
 		return err
 	}

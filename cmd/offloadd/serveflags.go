@@ -14,6 +14,7 @@ type serveFlags struct {
 	certificate, key     string
 	workerUser           string
 	ledger, control      string
+	signerUser           string
 	workers, connections int
 	handshakeTimeout     duration
 	lifetime             duration
@@ -25,7 +26,7 @@ func (s *serveFlags) add(f *pflag.FlagSet) {
 	l := &s.listener
 	f.StringVar(&l.Address, "listen", "", "listen on this `address`, for example 0.0.0.0:443")
 	f.StringVar(&s.certificate, "certificate", "", "certificate chain, a PEM `file`, leaf first")
-	f.StringVar(&s.key, "key", "", "private key, a PEM `file`; only workers read it")
+	f.StringVar(&s.key, "key", "", "private key, a PEM `file` that only workers read, or pkcs11:... or tpm:...")
 	f.StringVar(&l.Application, "application", "/run/offloadd/application.sock", "unix `socket` where applications fetch connections")
 	f.StringVar(&l.ApplicationUser, "application-user", "", "`user` that may fetch connections, beside root")
 	f.StringSliceVar(&l.ALPN, "alpn", nil, "application protocols, the preferred first: http/1.1")
@@ -41,6 +42,7 @@ func (s *serveFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&s.workerUser, "worker-user", "offloadd", "`user` of the workers, a name or a number")
 	f.StringVar(&s.ledger, "ledger", defaultConfig().Ledger, "remember imported keys in this `file`, on a tmpfs; one for each daemon")
 	f.StringVar(&s.control, "control", defaultControl, "unix `socket` for status and revoke, root only")
+	f.StringVar(&s.signerUser, "signer-user", "offloadd-signer", "`user` that uses keys in tokens, a name or a number")
 	f.IntVar(&s.workers, "workers", 2, "`number` of workers")
 	f.IntVar(&s.connections, "worker-connections", 10_000, "replace a worker after this `number` of connections")
 	f.TextVar(&s.lifetime, "worker-lifetime", defaultConfig().WorkerLifetime, "replace a worker after this `time`")
@@ -80,6 +82,9 @@ func (s *serveFlags) config(path string, given func(string) bool) (*config, erro
 	}
 	if given("control") {
 		c.Control = s.control
+	}
+	if given("signer-user") {
+		c.SignerUser = s.signerUser
 	}
 	if given("workers") {
 		c.Workers = s.workers

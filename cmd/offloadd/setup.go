@@ -7,13 +7,18 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"slices"
+	"time"
 
 	"github.com/offloadd/offloadd/blob/handoff"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/signer"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/token"
 	"github.com/offloadd/offloadd/handshaker"
 )
 
@@ -24,6 +29,7 @@ type setup struct {
 	HandshakeTimeout duration
 	// TicketKeys is secret; the first seals, all open.
 	TicketKeys [][32]byte
+	Signer     int // descriptor of the channel to the signer, 0 for none
 	Listeners  []setupListener
 }
 
@@ -38,8 +44,9 @@ type setupListener struct {
 }
 
 type setupCertificate struct {
-	Chain, Key         int // descriptors
+	Chain, Key         int // descriptors; no Key if the signer has it
 	ChainName, KeyName string
+	KeyNumber          uint16 // with the signer
 }
 
 // maxPEM bounds a certificate or key file in bytes.
@@ -47,8 +54,10 @@ const maxPEM = 1 << 20
 
 // makeSetup opens the files of the listeners, unread, and returns the message body
 // and the files to inherit, whose descriptor numbers in the child start at firstFD.
-// The caller closes the files.
-func makeSetup(c *config, publicKey []byte, ticketKeys [][32]byte, firstFD int) (body []byte, files []*os.File, err error) {
+// The first of them is the channel to the signer, if there is one. The caller closes
+// the files; after an error they are closed.
+func makeSetup(c *config, publicKey []byte, ticketKeys [][32]byte, firstFD int, signer []*os.File) (body []byte, files []*os.File, err error) {
+	files = signer
 	open := func(path string) (fd int, err error) {
 		f, err := os.Open(path)
 		if errors.Is(err, fs.ErrPermission) {
@@ -68,6 +77,10 @@ func makeSetup(c *config, publicKey []byte, ticketKeys [][32]byte, firstFD int) 
 		}
 	}()
 	s := setup{PublicKey: publicKey, HandshakeTimeout: c.HandshakeTimeout, TicketKeys: ticketKeys}
+	if len(signer) != 0 {
+		s.Signer = firstFD
+	}
+	tokenKeys := c.tokenKeys()
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
 		out := setupListener{
@@ -86,7 +99,13 @@ func makeSetup(c *config, publicKey []byte, ticketKeys [][32]byte, firstFD int) 
 			if sc.Chain, err = open(cert.Chain); err != nil {
 				return nil, nil, fmt.Errorf("listener %q: certificate chain: %w", l.Name, err)
 			}
-			if sc.Key, err = open(cert.Key); err != nil {
+			if number := slices.Index(tokenKeys, cert.Key); number >= 0 {
+				reference, err := token.Parse(cert.Key)
+				if err != nil {
+					return nil, nil, fmt.Errorf("listener %q: private key: %w", l.Name, err)
+				}
+				sc.KeyName, sc.KeyNumber = reference.String(), uint16(number) // without where its PIN is
+			} else if sc.Key, err = open(cert.Key); err != nil {
 				return nil, nil, fmt.Errorf("listener %q: private key: %w", l.Name, err)
 			}
 			out.Certificates = append(out.Certificates, sc)
@@ -115,6 +134,13 @@ func parseSetup(body []byte) (*setup, error) {
 
 // handshakerConfigs reads the inherited files and closes them.
 func (s *setup) handshakerConfigs() (map[string]*handshaker.Config, error) {
+	var keys *signer.Client
+	if s.Signer != 0 {
+		var err error
+		if keys, err = signer.NewClient(s.Signer, min(signTimeout, time.Duration(s.HandshakeTimeout))); err != nil {
+			return nil, err
+		}
+	}
 	configs := make(map[string]*handshaker.Config, len(s.Listeners))
 	for _, l := range s.Listeners {
 		c := &tls.Config{
@@ -134,7 +160,7 @@ func (s *setup) handshakerConfigs() (map[string]*handshaker.Config, error) {
 			}
 		}
 		for _, sc := range l.Certificates {
-			cert, err := sc.read()
+			cert, err := sc.read(keys)
 			if err != nil {
 				return nil, fmt.Errorf("listener %q: %w", l.Name, err)
 			}
@@ -145,10 +171,20 @@ func (s *setup) handshakerConfigs() (map[string]*handshaker.Config, error) {
 	return configs, nil
 }
 
-func (sc setupCertificate) read() (tls.Certificate, error) {
+// signTimeout bounds one signature. It leaves some of a handshake's time to the rest.
+const signTimeout = 5 * time.Second
+
+func (sc setupCertificate) read(keys *signer.Client) (tls.Certificate, error) {
 	chain, err := readInherited(sc.Chain)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("certificate chain %s: %w", sc.ChainName, err)
+	}
+	if sc.Key == 0 {
+		cert, err := signerCertificate(keys, sc.KeyNumber, chain)
+		if err != nil {
+			return tls.Certificate{}, fmt.Errorf("certificate %s with private key %s: %w", sc.ChainName, sc.KeyName, err)
+		}
+		return cert, nil
 	}
 	key, err := readInherited(sc.Key)
 	if err != nil {
@@ -160,6 +196,24 @@ func (sc setupCertificate) read() (tls.Certificate, error) {
 		return tls.Certificate{}, fmt.Errorf("certificate %s with private key %s: %w", sc.ChainName, sc.KeyName, err)
 	}
 	return cert, nil
+}
+
+// signerCertificate is tls.X509KeyPair for a key that the signer has: it too checks
+// that the key belongs to the certificate.
+func signerCertificate(keys *signer.Client, number uint16, chain []byte) (cert tls.Certificate, err error) {
+	for block, rest := pem.Decode(chain); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "CERTIFICATE" {
+			cert.Certificate = append(cert.Certificate, block.Bytes)
+		}
+	}
+	if len(cert.Certificate) == 0 {
+		return cert, errors.New("the chain holds no PEM certificate")
+	}
+	if cert.Leaf, err = x509.ParseCertificate(cert.Certificate[0]); err != nil {
+		return cert, err
+	}
+	cert.PrivateKey, err = keys.Key(number, cert.Leaf.PublicKey)
+	return cert, err
 }
 
 // readInherited reads a file that the daemon opened, into one buffer that the

@@ -68,12 +68,17 @@ const readyTimeout = 20 * time.Second
 
 // startWorkerProcess starts a worker and returns when it is ready.
 func startWorkerProcess(p *pool) (*workerProcess, error) {
-	channel, theirs, err := handoff.Pair()
+	signer, grant, err := p.signerChannel()
 	if err != nil {
 		return nil, err
 	}
+	channel, theirs, err := handoff.Pair()
+	if err != nil {
+		closeAll(signer)
+		return nil, err
+	}
 	keys := p.ticketKeys()
-	body, files, err := makeSetup(p.config, p.key.Public().Bytes(), keys, channelFD+1)
+	body, files, err := makeSetup(p.config, p.key.Public().Bytes(), keys, channelFD+1, signer)
 	clear(keys)
 	defer clear(body)
 	if err != nil {
@@ -103,14 +108,65 @@ func startWorkerProcess(p *pool) (*workerProcess, error) {
 	}
 	if err := w.introduce(p, body); err != nil {
 		channel.Close()
-		w.kill()
-		status := cmd.Wait()
+		status := endOf(cmd, err)
 		return nil, fmt.Errorf("worker %d did not get ready: %w (%v; its own message is above)", cmd.Process.Pid, err, status)
 	}
 	w.log.Info("worker ready", "worker_uid", p.uid, "sealer", w.opener.ID().String())
 	go w.read()
+	if grant != nil {
+		go w.watch(grant)
+	}
 	time.AfterFunc(time.Duration(p.config.WorkerLifetime), w.retire)
 	return w, nil
+}
+
+// signerChannel returns a worker's channel to the signer, as a list of one file; none
+// where there is no signer.
+func (p *pool) signerChannel() ([]*os.File, *grant, error) {
+	if p.signers == nil {
+		return nil, nil, nil
+	}
+	file, grant, err := p.signers.channel()
+	if err != nil {
+		return nil, nil, err
+	}
+	return []*os.File{file}, grant, nil
+}
+
+// watch replaces the worker once it has no signer: it finishes what it has. One that
+// broke the signer's protocol finishes nothing.
+func (w *workerProcess) watch(g *grant) {
+	select {
+	case <-w.dead:
+		return
+	case <-g.ended:
+	}
+	if g.broke != "" {
+		w.log.Error("worker killed for what it sent to the signer", "error", g.broke)
+		w.kill()
+		return
+	}
+	if !g.died {
+		// The worker's end was closed, which mostly is its own death.
+		select {
+		case <-w.dead:
+			return
+		case <-time.After(time.Second):
+		}
+	}
+	w.retire()
+}
+
+// endOf waits for the end of a process whose channel failed. One that closed it is
+// about to exit, and must be able to say why.
+func endOf(cmd *exec.Cmd, err error) error {
+	if errors.Is(err, io.EOF) {
+		stop := time.AfterFunc(time.Second, func() { cmd.Process.Kill() })
+		defer stop.Stop()
+	} else {
+		cmd.Process.Kill()
+	}
+	return cmd.Wait()
 }
 
 // workerEnvironment is all that a worker sees of the daemon's environment.
@@ -228,14 +284,7 @@ func (w *workerProcess) read() {
 		err = w.receive()
 	}
 	w.channel.Close()
-	if errors.Is(err, io.EOF) {
-		// It is about to exit, and its status tells why.
-		stop := time.AfterFunc(time.Second, w.kill)
-		defer stop.Stop()
-	} else {
-		w.kill()
-	}
-	status := w.cmd.Wait()
+	status := endOf(w.cmd, err)
 	w.opener.Destroy()
 	w.mu.Lock()
 	waiting, drained := w.waiting, w.full

@@ -53,6 +53,7 @@ var guestPackages = []string{
 	"iproute2",
 	"openssl",
 	"strace",
+	"swtpm",
 }
 
 // userlandTrimmed are the path prefixes of the packages that no test needs.

@@ -25,6 +25,7 @@ type TPM struct {
 	dir    string
 	cmd    *exec.Cmd
 	next   uint32
+	made   byte
 }
 
 // StartTPM starts a new TPM, which ends with the test.
@@ -111,6 +112,8 @@ func (m *TPM) Make(template tpm2.TPMTPublic, pin string) (reference string, publ
 	m.t.Helper()
 	handle := m.next
 	m.next++
+	m.made++
+	template.Unique = unique(template.Type, m.made)
 	m.do(func(t transport.TPM) error {
 		key, err := tpm2.CreatePrimary{
 			PrimaryHandle: tpm2.TPMRHOwner,
@@ -139,6 +142,14 @@ func (m *TPM) Make(template tpm2.TPMTPublic, pin string) (reference string, publ
 		return nil
 	})
 	return fmt.Sprintf("tpm:handle=%#x;device=%s", handle, m.Socket), public
+}
+
+// unique tells keys of one template apart, which would be one key otherwise.
+func unique(kind tpm2.TPMAlgID, n byte) tpm2.TPMUPublicID {
+	if kind == tpm2.TPMAlgRSA {
+		return tpm2.NewTPMUPublicID(kind, &tpm2.TPM2BPublicKeyRSA{Buffer: []byte{n}})
+	}
+	return tpm2.NewTPMUPublicID(kind, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: []byte{n}}})
 }
 
 // Objects lists all objects, persistent and transient, by handle and name.
@@ -183,4 +194,30 @@ func (m *TPM) LockoutCounter() (n uint32) {
 		return err
 	})
 	return n
+}
+
+// Renew puts a new key in the place of another.
+func (m *TPM) Renew(reference string, template tpm2.TPMTPublic) crypto.PublicKey {
+	m.t.Helper()
+	var handle uint32
+	if _, err := fmt.Sscanf(reference, "tpm:handle=0x%x;", &handle); err != nil {
+		m.t.Fatal(err)
+	}
+	m.do(func(t transport.TPM) error {
+		old, err := tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(handle)}.Execute(t)
+		if err != nil {
+			return err
+		}
+		_, err = tpm2.EvictControl{
+			Auth:             tpm2.TPMRHOwner,
+			ObjectHandle:     &tpm2.NamedHandle{Handle: tpm2.TPMHandle(handle), Name: old.Name},
+			PersistentHandle: tpm2.TPMHandle(handle),
+		}.Execute(t)
+		return err
+	})
+	next := m.next
+	m.next = handle
+	_, public := m.Make(template, "")
+	m.next = next
+	return public
 }
