@@ -148,7 +148,7 @@ func (m *module) slot(u *pkcs11URI) (*slot, error) {
 	}
 	switch len(matching) {
 	case 0:
-		return nil, fmt.Errorf("%w: none of the %d tokens matches; \"pkcs11-tool --module %s --list-slots\" lists them", ErrNotFound, len(present), u.module)
+		return nil, fmt.Errorf("%w: none of the %d tokens matches; list them with pkcs11-tool --module %s --list-slots", ErrNotFound, len(present), u.module)
 	case 1:
 	default:
 		return nil, fmt.Errorf("%w: %d tokens match; tell them apart with serial=NUMBER", ErrAmbiguous, len(matching))

@@ -87,7 +87,7 @@ func (o objects) privateKey(u *pkcs11URI) (pkcs11.ObjectHandle, error) {
 	case err != nil:
 		return 0, err
 	case len(found) == 0:
-		return 0, fmt.Errorf("%w: the token has no such private key; \"pkcs11-tool --module %s --login --list-objects\" lists what it has", ErrNotFound, u.module)
+		return 0, fmt.Errorf("%w: the token has no such private key; list what it has with pkcs11-tool --module %s --login --list-objects", ErrNotFound, u.module)
 	case len(found) > 1:
 		return 0, fmt.Errorf("%w: more than one private key of the token matches; tell them apart with id=%%01", ErrAmbiguous)
 	}

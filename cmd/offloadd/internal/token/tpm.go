@@ -93,7 +93,7 @@ type tpmKey struct {
 func (k *tpmKey) read(t transport.TPM) error {
 	answer, err := tpm2.ReadPublic{ObjectHandle: k.handle}.Execute(t)
 	if errors.Is(err, tpm2.TPMRCHandle) {
-		return fmt.Errorf("%w: the TPM has no object with this handle; \"tpm2_getcap handles-persistent\" lists them", ErrNotFound)
+		return fmt.Errorf("%w: the TPM has no object with this handle; list them with tpm2_getcap handles-persistent", ErrNotFound)
 	} else if err != nil {
 		return fmt.Errorf("TPM2_ReadPublic: %w", err)
 	}
