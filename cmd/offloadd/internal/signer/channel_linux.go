@@ -32,19 +32,17 @@ func open(fd int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "signer channel"), nil
 }
 
-// receive reads one packet of at most most bytes. No message is empty, so nothing is
+// receive reads one packet. What is longer than most is cut by the kernel to a byte
+// more than any message has, and so no message. No message is empty, so nothing is
 // the end.
 func receive(f *os.File, most int) ([]byte, error) {
-	b := make([]byte, most+1) // what is longer is cut by the kernel, and seen by this byte
+	b := make([]byte, most+1)
 	n, err := f.Read(b)
 	if err != nil {
 		return nil, err
 	}
 	if n == 0 {
 		return nil, io.EOF
-	}
-	if n > most {
-		return nil, fmt.Errorf("%w: more than %d bytes", errMalformed, most)
 	}
 	return b[:n], nil
 }
