@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -210,5 +211,41 @@ func TestGoFilesKeepTheRules(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// testName matches the name of a test in a document.
+var testName = regexp.MustCompile("`((?:Test|Fuzz)[A-Z][A-Za-z0-9]*)`")
+
+// TestDocumentsNameTestsThatExist: a claim that names its test is worth as much as the
+// test.
+func TestDocumentsNameTestsThatExist(t *testing.T) {
+	root := repositoryRoot(t)
+	var code, documents strings.Builder
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		into := &documents
+		switch {
+		case err != nil || entry.IsDir():
+			return err
+		case strings.HasSuffix(path, "_test.go"):
+			into = &code
+		case !strings.HasSuffix(path, ".md"):
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		into.Write(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := testName.FindAllStringSubmatch(documents.String(), -1)
+	if len(named) == 0 {
+		t.Error("no document names a test")
+	}
+	for _, match := range named {
+		if !strings.Contains(code.String(), "\nfunc "+match[1]+"(") {
+			t.Errorf("a document names %s, which does not exist", match[1])
+		}
 	}
 }
