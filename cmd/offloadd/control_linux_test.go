@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
 	"github.com/offloadd/offloadd/ktls/ktlstest"
 )
@@ -25,7 +26,11 @@ func startControl(t *testing.T, table *custody.Table) string {
 		t.Skip("only root may ask the control socket")
 	}
 	path := filepath.Join(openDir(t), "control.sock")
-	c, err := listenControl(&daemon{config: &config{Control: path}, custody: table, instance: "test", log: slog.New(slog.DiscardHandler)})
+	key, err := blob.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := listenControl(&daemon{config: &config{Control: path}, custody: table, key: key, log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

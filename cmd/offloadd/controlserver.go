@@ -198,7 +198,7 @@ func (c *control) revoke(socket uint64, pid int) *revokeResult {
 }
 
 func (c *control) summary() *controlSummary {
-	s := &controlSummary{PID: os.Getpid(), Instance: c.daemon.instance, Started: c.started, Totals: c.daemon.custody.Totals(), Foreign: -1}
+	s := &controlSummary{PID: os.Getpid(), Instance: c.daemon.key.Instance().String(), Started: c.started, Totals: c.daemon.custody.Totals(), Foreign: -1}
 	if census, err := custody.NewCensus(); err == nil {
 		s.Foreign = c.daemon.custody.Foreign(census)
 	}

@@ -58,7 +58,7 @@ func (c *connection) custodyEntry(w *workerProcess, readEpoch, writeEpoch uint32
 	hands := func() []custody.Hand {
 		return []custody.Hand{
 			{Role: "worker", PID: w.cmd.Process.Pid, UID: c.listener.daemon.pool.uid, ID: w.opener.ID().String(), Time: c.accepted},
-			{Role: "daemon", PID: os.Getpid(), UID: uint32(os.Getuid()), ID: c.listener.daemon.instance, Time: time.Now()},
+			{Role: "daemon", PID: os.Getpid(), UID: uint32(os.Getuid()), ID: c.listener.daemon.key.Instance().String(), Time: time.Now()},
 		}
 	}
 	return custody.Entry{

@@ -77,12 +77,14 @@ func newLogger(env *environment, format string) (*slog.Logger, error) {
 type daemon struct {
 	env    *environment
 	config *config
-	pool   *pool
-	ledger *ledger.Ledger
-	// custody is where the keys of live connections are; instance names this start.
-	custody  *custody.Table
-	instance string
-	log      *slog.Logger
+	log    *slog.Logger
+	// key opens blobs; its instance names this start.
+	key       *blob.PrivateKey
+	pool      *pool
+	signers   *signerKeeper
+	ledger    *ledger.Ledger
+	custody   *custody.Table // where the keys of live connections are
+	listeners []*listener
 	// handshakes holds one token per connection between accept and hand-over.
 	handshakes chan struct{}
 	running    sync.WaitGroup
@@ -97,24 +99,14 @@ type listener struct {
 	log          *slog.Logger
 }
 
-// serve runs the daemon until ctx ends.
+// serve runs the daemon until ctx ends. What needs privilege comes first, then it is
+// given up, and then work begins.
 func serve(ctx context.Context, env *environment, config *config, log *slog.Logger) error {
-	uid, gid, err := ready(config)
+	d, err := newDaemon(env, config, log)
 	if err != nil {
 		return err
 	}
-	signers, err := newSignerKeeper(config, uid, env, log)
-	if err != nil {
-		return err
-	}
-	key, err := blob.GenerateKey()
-	if err != nil {
-		return err
-	}
-	d := &daemon{env: env, config: config, log: log, handshakes: make(chan struct{}, config.MaxHandshakes),
-		custody: custody.NewTable(custody.MaxEntries, log), instance: key.Instance().String()}
-	d.pool = newPool(config, uid, gid, key, signers, env, log)
-	if d.ledger, err = ledger.Open(config.Ledger, key.Instance(), log); err != nil {
+	if d.ledger, err = ledger.Open(config.Ledger, d.key.Instance(), log); err != nil {
 		return err
 	}
 	defer d.ledger.Close()
@@ -123,41 +115,59 @@ func serve(ctx context.Context, env *environment, config *config, log *slog.Logg
 		return err
 	}
 	defer endCustody()
-	listeners, err := d.listen(ctx)
-	defer func() {
-		for _, l := range listeners {
-			l.tcp.Close()
-			l.applications.close()
-		}
-	}()
+	defer d.closeListeners()
+	if err := d.listen(ctx); err != nil {
+		return err
+	}
+	if err := confineDaemon(env, d.listeners, log); err != nil {
+		return err
+	}
+	return d.work(ctx)
+}
+
+// newDaemon checks what serve needs of the machine, before anything is opened.
+func newDaemon(env *environment, config *config, log *slog.Logger) (*daemon, error) {
+	uid, gid, err := ready(config)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := confineDaemon(env, listeners, log); err != nil {
-		return err
+	d := &daemon{env: env, config: config, log: log, handshakes: make(chan struct{}, config.MaxHandshakes),
+		custody: custody.NewTable(custody.MaxEntries, log)}
+	if d.signers, err = newSignerKeeper(config, uid, env, log); err != nil {
+		return nil, err
 	}
-	poolContext, stopPool := context.WithCancel(context.Background())
+	if d.key, err = blob.GenerateKey(); err != nil {
+		return nil, err
+	}
+	d.pool = newPool(config, uid, gid, d.key, d.signers, env, log)
+	return d, nil
+}
+
+// work starts the processes, serves until ctx ends, and lets end what is under way.
+func (d *daemon) work(ctx context.Context) error {
+	pool, stopPool := context.WithCancel(context.Background())
 	defer stopPool()
-	if err := signers.start(poolContext); err != nil {
+	if err := d.signers.start(pool); err != nil {
 		return err
 	}
 	defer func() {
 		stopPool()
-		signers.stop() // after the workers, which need it to finish
+		d.signers.stop() // after the workers, which need it to finish
 	}()
-	if err := d.pool.start(poolContext); err != nil {
+	if err := d.pool.start(pool); err != nil {
 		return err
 	}
-	for _, l := range listeners {
-		log.Info("listening", "listener", l.Name, "address", l.tcp.Addr().String(), "application_socket", l.Application)
+	for _, l := range d.listeners {
+		d.log.Info("listening", "listener", l.Name, "address", l.tcp.Addr().String(), "application_socket", l.Application)
 		d.running.Go(func() { l.run(ctx) })
 		go l.applications.run()
 	}
-	log.Info("ready", "pid", os.Getpid(), "uid", os.Getuid(), "instance", d.instance, "workers", config.Workers, "worker_uid", uid,
-		"ledger", config.Ledger, "ledger_entries", d.ledger.Stats().Entries, "workers_erase_secrets", handshaker.ErasesSecrets())
+	d.log.Info("ready", "pid", os.Getpid(), "uid", os.Getuid(), "instance", d.key.Instance().String(),
+		"workers", d.config.Workers, "worker_uid", d.pool.uid,
+		"ledger", d.config.Ledger, "ledger_entries", d.ledger.Stats().Entries, "workers_erase_secrets", handshaker.ErasesSecrets())
 	<-ctx.Done()
-	log.Info("stopping")
-	for _, l := range listeners {
+	d.log.Info("stopping")
+	for _, l := range d.listeners {
 		l.tcp.Close()
 	}
 	drained, cancel := context.WithTimeout(context.Background(), drainTime)
@@ -223,17 +233,24 @@ func kernelReady() error {
 	return nil
 }
 
-// listen opens all sockets, or none.
-func (d *daemon) listen(ctx context.Context) (listeners []*listener, err error) {
+// listen opens all sockets. Those of an unfinished start are closed by closeListeners.
+func (d *daemon) listen(ctx context.Context) error {
 	for i := range d.config.Listeners {
 		l := &listener{listenerConfig: &d.config.Listeners[i], daemon: d}
 		l.log = d.log.With("listener", l.Name)
 		if err := l.listen(ctx); err != nil {
-			return listeners, fmt.Errorf("listener %q: %w", l.Name, err)
+			return fmt.Errorf("listener %q: %w", l.Name, err)
 		}
-		listeners = append(listeners, l)
+		d.listeners = append(d.listeners, l)
 	}
-	return listeners, nil
+	return nil
+}
+
+func (d *daemon) closeListeners() {
+	for _, l := range d.listeners {
+		l.tcp.Close()
+		l.applications.close()
+	}
 }
 
 func (l *listener) listen(ctx context.Context) error {
