@@ -66,8 +66,8 @@ func checkUnprivileged() error {
 	return unprivileged()
 }
 
-// confineSigner is the same for a signer. It must be able to open devices and to load
-// a token's library, so that its user is what confines it.
+// confineSigner is the same for a signer, and all there is: it must be able to open
+// devices and to load a token's library, so its user is what confines it.
 func confineSigner() error {
 	if os.Getuid() == 0 || os.Geteuid() == 0 {
 		return errors.New("will not run a token's library as root; \"offloadd serve\" starts the signer as signer_user")

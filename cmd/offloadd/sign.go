@@ -60,17 +60,17 @@ type heldKey struct {
 	key       crypto.Signer
 }
 
-// signSendTimeout bounds a message to the daemon.
-const signSendTimeout = 2 * time.Second
+// signControlTimeout bounds a message to the daemon.
+const signControlTimeout = 2 * time.Second
 
 func runSigner(control *signControl) error {
 	s := &signing{control: control, store: token.NewStore()}
 	s.server = signer.NewServer(s.tell)
 	if err := s.setUp(); err != nil {
-		control.send(&signMessage{Event: signReady, Error: err.Error(), PIN: errors.Is(err, token.ErrPIN)}, nil, signSendTimeout)
+		control.send(&signMessage{Event: signReady, Error: err.Error(), PIN: errors.Is(err, token.ErrPIN)}, nil, signControlTimeout)
 		return errors.Join(err, s.store.Close())
 	}
-	if err := control.send(&signMessage{Event: signReady}, nil, signSendTimeout); err != nil {
+	if err := control.send(&signMessage{Event: signReady}, nil, signControlTimeout); err != nil {
 		return err
 	}
 	for {
@@ -164,13 +164,13 @@ func (s *signing) grant(number uint64, fd int) {
 		if err != nil {
 			ended.Error = err.Error()
 		}
-		s.control.send(ended, nil, signSendTimeout)
+		s.control.send(ended, nil, signControlTimeout)
 	})
-	s.control.send(&signMessage{Event: signGranted, Grant: number}, nil, signSendTimeout)
+	s.control.send(&signMessage{Event: signGranted, Grant: number}, nil, signControlTimeout)
 }
 
 func (s *signing) tell(what string, key uint16, err error) {
-	s.control.send(&signMessage{Event: signTold, What: what, Key: key, Error: err.Error()}, nil, signSendTimeout)
+	s.control.send(&signMessage{Event: signTold, What: what, Key: key, Error: err.Error()}, nil, signControlTimeout)
 }
 
 // leave ends in order: the daemon has said that it needs no more signatures, or is
@@ -183,10 +183,10 @@ func (s *signing) leave() error {
 	}()
 	select {
 	case <-done:
-	case <-time.After(signSendTimeout): // the daemon kept the channel of a worker that hangs
+	case <-time.After(signControlTimeout): // the daemon kept the channel of a worker that hangs
 	}
 	counts := s.server.Counts()
-	s.control.send(&signMessage{Event: signLeaving, Count: &counts}, nil, signSendTimeout)
+	s.control.send(&signMessage{Event: signLeaving, Count: &counts}, nil, signControlTimeout)
 	select {
 	case <-done:
 		return s.store.Close()

@@ -209,7 +209,7 @@ func (p *signerProcess) stop() {
 	p.control.conn.CloseWrite()
 	select {
 	case <-p.dead:
-	case <-time.After(2*controlTimeout + time.Second):
+	case <-time.After(2*signControlTimeout + time.Second):
 		p.kill()
 		<-p.dead
 	}
