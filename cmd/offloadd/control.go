@@ -63,6 +63,11 @@ type revokeResult struct {
 	Socket  uint64          `json:"socket"`
 	Outcome custody.Outcome `json:"outcome"`
 	Detail  string          `json:"detail,omitempty"`
+	// What the command found out afterwards, and the daemon does not know: whether the
+	// dead socket still has its keys, why, and which processes hold it.
+	Keys       string `json:"keys,omitempty"`
+	KeysDetail string `json:"keys_detail,omitempty"`
+	Holders    []int  `json:"holders,omitempty"`
 }
 
 // controlSummary ends a reply.

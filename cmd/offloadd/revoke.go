@@ -3,7 +3,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -22,8 +25,10 @@ stopped or stuck. No key is used again. SOCKET is a number that status shows; AD
 address, one with port, or a prefix.
 
 In a socket that is dead the kernel keeps the keys until its last descriptor is
-closed. A holder can still ask for them, as it could before, but nothing can be sent or
-read with them. To have them gone, end the application as well.
+closed, and a holder could still ask for them. So revoke fetches the socket from whoever
+holds it and overwrites them, where the kernel can change keys (Linux 6.14, TLS 1.3).
+Elsewhere they stay, and revoke says with whom: end that process to have them gone.
+Nothing can be sent or read with them.
 
 Exits with 0 if every connection asked for was ended, with 1 if one was refused, and
 with 4 if one was not there.`,
@@ -54,20 +59,18 @@ with 4 if one was not there.`,
 				return err
 			}
 			defer client.close()
-			report, err := revoke(client, sockets, &controlRequest{All: all, Peer: peer}, func(r *revokeResult) error {
-				if asJSON {
-					return nil
-				}
-				_, err := fmt.Fprintf(env.stdout, "%d %s%s\n", r.Socket, r.Outcome, optional(": ", r.Detail))
-				return err
-			})
+			report, err := revoke(client, sockets, &controlRequest{All: all, Peer: peer})
 			if err != nil {
 				return err
 			}
+			erasing := eraseKeys(report.Sockets)
 			if asJSON {
 				err = writeJSON(env.stdout, report)
 			} else {
-				_, err = fmt.Fprintf(env.stdout, "%d ended, %d not there, %d refused\n", report.Ended, report.NotThere, report.Refused)
+				err = report.print(env.stdout)
+			}
+			if erasing != nil {
+				err = errors.Join(err, fmt.Errorf("some keys may be left in sockets that are held: %w", erasing))
 			}
 			if err != nil {
 				return err
@@ -92,7 +95,7 @@ type revokeReport struct {
 }
 
 // revoke asks for sockets, in parts, or else for what the request chooses.
-func revoke(client *controlClient, sockets []uint64, r *controlRequest, each func(*revokeResult) error) (*revokeReport, error) {
+func revoke(client *controlClient, sockets []uint64, r *controlRequest) (*revokeReport, error) {
 	report := &revokeReport{Sockets: []*revokeResult{}}
 	add := func(reply *controlReply) error {
 		result := reply.Revoked
@@ -108,7 +111,7 @@ func revoke(client *controlClient, sockets []uint64, r *controlRequest, each fun
 		default:
 			report.Refused++
 		}
-		return each(result)
+		return nil
 	}
 	r.Command = controlRevoke
 	for first := true; first || len(sockets) > 0; first = false {
@@ -119,6 +122,22 @@ func revoke(client *controlClient, sockets []uint64, r *controlRequest, each fun
 		}
 	}
 	return report, nil
+}
+
+// print tells people, a line for each.
+func (r *revokeReport) print(w io.Writer) error {
+	for _, s := range r.Sockets {
+		fmt.Fprintf(w, "%d %s%s", s.Socket, s.Outcome, optional(": ", s.Detail))
+		switch s.Keys {
+		case keysErased:
+			fmt.Fprint(w, ", keys erased")
+		case keysKept:
+			fmt.Fprintf(w, ", keys stay until process %s closes it (%s)", strings.Trim(fmt.Sprint(s.Holders), "[]"), s.KeysDetail)
+		}
+		fmt.Fprintln(w)
+	}
+	_, err := fmt.Fprintf(w, "%d ended, %d not there, %d refused\n", r.Ended, r.NotThere, r.Refused)
+	return err
 }
 
 // err is the exit code. A connection that --all or --peer met just when it ended was

@@ -29,9 +29,9 @@ const (
 // The keys stay in the dead socket until its last descriptor is closed, and a holder
 // could read them there with getsockopt. Nothing can be sent with them any more: the
 // socket is in no table of the kernel and cannot be connected again (tls_disconnect
-// refuses). Linux 7 would take other TLS 1.3 keys on it, which could overwrite these,
-// but for that one needs a descriptor: the daemon keeps none, and fetching one from the
-// application (pidfd_getfd) takes CAP_SYS_PTRACE, which is worth more than the key.
+// refuses). Overwriting them needs a descriptor: the daemon keeps none, and fetching one
+// from the application (pidfd_getfd) takes CAP_SYS_PTRACE, which is worth more than the
+// key. The revoke command, which root runs, does that.
 func (t *Table) Revoke(socket uint64) (Outcome, error) {
 	t.mu.Lock()
 	r := t.records[socket]
