@@ -38,7 +38,8 @@ var mayImport = map[string][]string{
 	"cmd/offloadd/internal/signer":          {},
 	"cmd/offloadd/internal/token":           {},
 	"cmd/offloadd/internal/token/tokentest": {},
-	"test/vm":                               {},
+	"test/vm":                               {"test/vm/watch"},
+	"test/vm/watch":                         {},
 }
 
 // keyPath are the packages that secrets go through, and foreign all that these may

@@ -35,6 +35,7 @@ type execOptions struct {
 	qemuArgs     []string
 	ignoreKernel []string
 	verbose      bool
+	watch        bool
 }
 
 // native as the name of a kernel means the one that runs here.
@@ -88,6 +89,7 @@ func (o *execOptions) addMachineFlags(command *cobra.Command) {
 	flags.StringVar(&o.accel, "accel", "auto", "QEMU's accelerator; auto is kvm if it boots a kernel, else tcg")
 	flags.StringArrayVar(&o.qemuArgs, "qemu-arg", nil, "one more `ARGUMENT` for QEMU (repeatable)")
 	flags.StringArrayVar(&o.ignoreKernel, "ignore-kernel", nil, "do not fail for kernel messages that match `REGEXP` (repeatable)")
+	flags.BoolVar(&o.watch, "watch", false, "watch what kernel TLS does with its keys, and fail for a broken rule: see package watch")
 	flags.BoolVar(&o.verbose, "verbose", false, "tell the kernel and the time it took to boot, on stderr")
 }
 
@@ -142,6 +144,7 @@ func (o *execOptions) machine(fetcher *fetcher, images *images, args []string) (
 			Dir:     dir,
 			Env:     guestEnvironment(os.Environ(), o.env, dir, images.kernel),
 			Modules: o.modules(images.kernel),
+			Watch:   o.watch,
 		},
 	}
 	for _, pattern := range o.ignoreKernel {

@@ -61,10 +61,12 @@ func serve(port *os.File, spec *guestSpec) error {
 		return fmt.Errorf("greet the host: %w", err)
 	}
 	command := &guestCommand{spec: spec, out: out, bye: make(chan struct{})}
-	code, err := command.run(port)
+	code, err := command.runWatched(port)
 	exit := exitMessage{Code: code}
-	if err != nil {
+	if command.pid == 0 {
 		go command.receive(port)
+	}
+	if err != nil {
 		exit.Error = err.Error()
 	}
 	if err := sendFiles(out.stream(frameArchive), spec.Get); err != nil && exit.Error == "" {

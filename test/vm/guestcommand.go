@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/offloadd/offloadd/test/vm/watch"
 )
 
 // A guestCommand is the command that a machine was started for.
@@ -72,6 +74,26 @@ func (c *guestCommand) run(port io.Reader) (int, error) {
 	_ = unix.Kill(-1, unix.SIGKILL) // what the command left behind holds its output open; ESRCH if there is nothing
 	c.drain()
 	return code, nil
+}
+
+// runWatched is run with a witness of kernel TLS beside it, if that is wanted. A command that did well has failed if
+// the witness says so.
+func (c *guestCommand) runWatched(port io.Reader) (int, error) {
+	if !c.spec.Watch {
+		return c.run(port)
+	}
+	witness, err := watch.Start()
+	if err != nil {
+		return exitMachine, err
+	}
+	code, err := c.run(port)
+	report := witness.Finish()
+	fmt.Fprintf(c.out.stream(frameStderr), "%s%v\n", watchPrefix, report)
+	found := report.Err()
+	if code == 0 && found != nil {
+		code = exitWatch
+	}
+	return code, errors.Join(err, found)
 }
 
 // lookUp searches the command's PATH, not init's.

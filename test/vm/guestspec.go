@@ -11,6 +11,7 @@ type guestSpec struct {
 	Stdin    bool           // pass on the host's standard input
 	Terminal *windowMessage // give the command a terminal of this size
 	Get      []string       // paths to send back after the command
+	Watch    bool           // watch what the command does with kernel TLS
 }
 
 const (
@@ -18,5 +19,6 @@ const (
 	guestInitPath = "/init"
 	guestHostname = "offloadd-vm"
 	guestPortName = "offloadd.vm"
+	watchPrefix   = "watch: " // of the line that a watch ends with
 	guestSearch   = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )

@@ -20,6 +20,7 @@ import (
 // Exit codes of ours. All others are the command's.
 const (
 	exitKernel  = 120 // the kernel panicked, warned or hung
+	exitWatch   = 121 // kernel TLS broke a rule, says the watch
 	exitTimeout = 124 // as timeout(1)
 	exitMachine = 125 // the virtual machine could not be made, or ended without the command's status
 )

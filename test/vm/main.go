@@ -10,7 +10,7 @@
 // The same program is the host's side and, as pid 1, the guest's. It needs Go and apt; QEMU, kernels and the guest's
 // programs are fetched from the machine's own Debian mirror into a cache, and nothing is installed.
 //
-// It imports none of this module's packages: it runs their tests and must not share their faults.
+// It imports none of this module's packages but its own: it runs their tests and must not share their faults.
 package main
 
 import (
@@ -65,6 +65,7 @@ func rootCommand() *cobra.Command {
 
 Exit codes: those of the command, and of our own
   120  the kernel panicked, warned or hung, whatever the command said
+  121  the command did well, but the watch on kernel TLS found a rule broken
   124  the time was up
   125  the virtual machine could not be made, or ended without the command's status`,
 		Example: `  go build -o /tmp/vm ./test/vm && go test -exec "/tmp/vm exec -kernel 6.12" ./ktls/...

@@ -121,7 +121,7 @@ func (e *eventReader) event(event testEvent) {
 	key := event.Package + event.ImportPath + " " + event.Test
 	switch event.Action {
 	case "output", "build-output":
-		if e.verbose {
+		if e.verbose || strings.HasPrefix(event.Output, watchPrefix) {
 			io.WriteString(e.out, event.Output)
 		}
 		if e.output[key] == nil {

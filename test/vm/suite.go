@@ -201,6 +201,9 @@ func (t *testRun) execPrefix(self, word string) string {
 	if o.withoutTLS {
 		words = append(words, "--without-tls")
 	}
+	if o.watch {
+		words = append(words, "--watch")
+	}
 	if o.append != "" {
 		words = append(words, "--append", o.append)
 	}

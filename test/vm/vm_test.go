@@ -162,6 +162,31 @@ func TestVMWarningIsFailure(t *testing.T) {
 	})
 }
 
+// A test that passes has failed if it broke a rule of kernel TLS, and every run ends with what the watch saw.
+func TestVMWatchFailsABrokenRule(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "watch.test")
+	if output, err := exec.Command("go", "test", "-c", "-o", binary, "./watch").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, output)
+	}
+	run := func(t *testing.T, env string) outcome {
+		return vmExec(t, "", "-watch", "-no-dir", "-env", env, binary, "-test.run=^TestFaultForTheRunner$")
+	}
+	t.Run("broken", func(t *testing.T) {
+		got := run(t, "OFFLOADD_TEST_FAULT=1")
+		got.want(t, exitWatch)
+		if !strings.Contains(got.stdout, "PASS") || !strings.Contains(got.stderr, "\tclear: port ") || !strings.Contains(got.stderr, watchPrefix+"1 connections") {
+			t.Errorf("stdout %q, stderr %q", got.stdout, got.stderr)
+		}
+	})
+	t.Run("kept", func(t *testing.T) {
+		got := run(t, "OFFLOADD_TEST_FAULT=")
+		got.want(t, 0)
+		if !strings.HasPrefix(got.stderr, watchPrefix) || !strings.Contains(got.stderr, " 0 violations") {
+			t.Errorf("stderr %q", got.stderr)
+		}
+	})
+}
+
 func TestVMOutputIsExact(t *testing.T) {
 	random := make([]byte, 5<<20)
 	_, _ = rand.Read(random) // never fails

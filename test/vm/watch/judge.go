@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package watch
+
+// Bounds of the work, in bytes and records.
+const (
+	fullyOpened = 256 << 10 // of each direction every record is opened up to here,
+	smallRecord = 2 << 10   // every record up to this size,
+	sampleEvery = 16        // and every so manieth of the others.
+
+	maxPlain = 128 << 10 // what is kept of a stream that has no key yet
+	maxShift = 16        // how far from the expected number a record is tried, to name what is wrong
+)
+
+// A judge follows what one end of one connection sends.
+type judge struct {
+	where  ports
+	ledger *ledger
+
+	at   int64 // place in the stream of data's first byte
+	data []byte
+
+	ulpAt      int64 // where the ULP was attached, or -1
+	incomplete bool  // what came before at is not all known
+	keys       []placedKey
+
+	current *key // nil before the first
+	first   uint64
+	seq     uint64 // of the next record
+	nonce   uint64 // the next explicit one
+
+	keyed   int64 // bytes under keys
+	last    []byte
+	unknown bool // last was not opened
+	scratch []byte
+
+	over   bool   // judged to the end, or to the first violation
+	reason string // why it cannot be judged; empty if it can
+	cut    bool   // ended within a record
+	opened int
+	framed int
+}
+
+// A placedKey begins at a place in the stream, and not before.
+type placedKey struct {
+	*key
+	at int64
+}
+
+func newJudge(where ports, l *ledger) *judge { return &judge{where: where, ledger: l, ulpAt: -1} }
+
+// attach notes that the socket has the ULP from here on.
+func (j *judge) attach(at int64) {
+	if j.ulpAt < 0 {
+		j.ulpAt = at
+	}
+	if at < j.at {
+		j.giveUp("what it sent first was not kept")
+	}
+}
+
+// install notes that the socket has a write key from here on.
+func (j *judge) install(k *key, at int64) {
+	if len(j.keys) > 0 || j.current != nil {
+		if k.version == version13 && k.seq != 0 {
+			j.violate(Gap, "a rekey begins at sequence number %d (RFC 8446, Section 5.3: at 0)", k.seq)
+		}
+	}
+	j.keys = append(j.keys, placedKey{k, at})
+}
+
+// giveUp ends judging for a reason that is nobody's fault.
+func (j *judge) giveUp(reason string) {
+	if !j.over && j.reason == "" {
+		j.reason = reason
+		j.close()
+	}
+}
+
+func (j *judge) violate(kind Kind, format string, args ...any) {
+	j.ledger.violate(kind, j.where, format, args...)
+	j.close()
+}
+
+// close settles the account of the current key.
+func (j *judge) close() {
+	j.settle()
+	j.over, j.data, j.last, j.unknown = true, nil, nil, false
+}
+
+func (j *judge) settle() {
+	if j.current != nil {
+		j.ledger.use(j.current.digest, j.where, j.first, j.seq)
+		j.first = j.seq
+	}
+}
+
+// feed takes what comes next in the stream. Keys that begin in it have been told.
+func (j *judge) feed(b []byte) {
+	if j.over {
+		return
+	}
+	j.data = append(j.data, b...)
+	j.advance()
+}
+
+func (j *judge) advance() {
+	for !j.over && j.step() {
+	}
+	if !j.over && j.current == nil && len(j.keys) == 0 && len(j.data) > maxPlain {
+		j.forget()
+	}
+}
+
+// step judges one thing more, if all of it is there.
+func (j *judge) step() bool {
+	if j.current != nil {
+		return j.record()
+	}
+	if len(j.keys) == 0 || j.at+int64(len(j.data)) < j.keys[0].at {
+		return false
+	}
+	j.begin()
+	return true
+}
+
+// forget drops half of what a stream without a key has sent. With the ULP that must
+// have been records, and what is kept begins with one.
+func (j *judge) forget() {
+	cut := len(j.data) - maxPlain/2
+	if j.ulpAt >= 0 {
+		from := j.fromULP(j.data)
+		records, _ := j.plain(from)
+		if j.over {
+			return
+		}
+		for cut = len(j.data) - len(from); len(records) > 0 && len(j.data)-cut > maxPlain/2; records = records[1:] {
+			cut += len(records[0])
+		}
+	}
+	j.drop(cut)
+	j.incomplete = true
+}
+
+func (j *judge) drop(n int) {
+	j.at += int64(n)
+	j.data = j.data[:copy(j.data, j.data[n:])]
+}
+
+// begin judges what came before the first key, and goes on with that.
+func (j *judge) begin() {
+	k := j.keys[0]
+	if k.at < j.at {
+		j.giveUp("what it sent first was not kept")
+		return
+	}
+	clear := j.data[:k.at-j.at]
+	_, rest := j.plain(j.fromULP(clear))
+	if len(rest) > 0 && !j.over {
+		j.violate(Clear, "the write key begins within a record, or behind %d bytes that are none", len(rest))
+	}
+	if j.over {
+		return
+	}
+	records, _, _ := splitRecords(clear)
+	before := j.before(k.key, records)
+	if j.over {
+		return
+	}
+	const text = "user space wrote %d records under the key, and it was installed at sequence number %d"
+	switch known := !j.incomplete && len(records) > 0; {
+	case known && before < k.seq:
+		j.violate(Gap, text, before, k.seq)
+	case before > k.seq:
+		j.violate(Repeat, text, before, k.seq)
+	default:
+		j.ledger.use(k.digest, j.where, k.seq-before, k.seq)
+		j.drop(len(clear))
+		j.take()
+	}
+}
+
+// take makes the first of the waiting keys the current one.
+func (j *judge) take() {
+	j.settle()
+	j.current, j.keys = j.keys[0].key, j.keys[1:]
+	j.first, j.seq, j.nonce = j.current.seq, j.current.seq, j.current.firstExplicit()
+}
+
+// fromULP is the part of b, which begins where data does, that was sent with the ULP.
+// What was said before a stream turned to TLS is its own affair.
+func (j *judge) fromULP(b []byte) []byte {
+	return b[min(max(j.ulpAt-j.at, 0), int64(len(b))):]
+}
+
+// plain cuts a clear part into records, and complains about what is none.
+func (j *judge) plain(b []byte) (records [][]byte, rest []byte) {
+	records, rest, ok := splitRecords(b)
+	if !ok {
+		j.violate(Clear, "byte %d behind the attaching of TLS, before a write key, begins no TLS record", len(b)-len(rest))
+	}
+	return records, rest
+}
+
+// splitRecords cuts b into the records of a handshake, alerts or data. The rest is a
+// part of one if ok.
+func splitRecords(b []byte) (records [][]byte, rest []byte, ok bool) {
+	for len(b) > 0 {
+		size, ok := recordSize(b, 0)
+		if !ok || b[0] < 20 || b[0] > 23 {
+			return records, b, false
+		}
+		if size == 0 || size > len(b) {
+			break
+		}
+		records, b = append(records, b[:size]), b[size:]
+	}
+	return records, b, true
+}
+
+// recordSize is the length of the record that begins b, 0 if its header is not whole.
+// No record has this header if !ok. Version 0 is any.
+func recordSize(b []byte, version uint16) (size int, ok bool) {
+	if len(b) > 1 && b[1] != 3 || len(b) > 2 && (b[2] > 4 || version != 0 && b[2] != 3) {
+		return 0, false
+	}
+	if len(b) < headerSize {
+		return 0, true
+	}
+	n := int(b[3])<<8 | int(b[4])
+	limit := 1<<14 + 2048 // RFC 5246, Section 6.2.3
+	if version == version13 {
+		limit = 1<<14 + 256 // RFC 8446, Section 5.2
+	}
+	return headerSize + n, n <= limit
+}
+
+// before counts the records at the end of the clear part that open under the key from
+// number 0 on: user space wrote with it before it was installed.
+func (j *judge) before(k *key, records [][]byte) uint64 {
+	n := uint64(0)
+	for _, r := range records {
+		switch {
+		case len(r) <= headerSize+k.overhead():
+		case k.opens(r, n, &j.scratch):
+			n++
+			j.opened++
+		case n > 0:
+			// Counted so far, and now something else: the next number is missing.
+			for seq := range n + maxShift {
+				if seq != n && k.opens(r, seq, &j.scratch) {
+					j.misplaced(seq, n)
+					return n
+				}
+			}
+		}
+	}
+	return n
+}
+
+// misplaced complains about a record that opens at another number than the next.
+func (j *judge) misplaced(got, want uint64) {
+	if got < want {
+		j.violate(Repeat, "a record was sealed under sequence number %d, which had been used; %d was next", got, want)
+	} else {
+		j.violate(Gap, "a record was sealed under sequence number %d; %d was next", got, want)
+	}
+}
+
+// record judges one record under the current key.
+func (j *judge) record() bool {
+	size, ok := j.header(j.data)
+	if !ok {
+		j.violate(Clear, "what follows record %d is no TLS record, with a write key installed", j.seq)
+		return false
+	}
+	if size == 0 || size > len(j.data) {
+		return false
+	}
+	r := j.data[:size]
+	if j.mustOpen(r) {
+		j.open(r)
+	} else {
+		j.framed++
+		j.last, j.unknown = append(j.last[:0], r...), true
+	}
+	if j.over {
+		return false
+	}
+	if j.current.onWire {
+		if got := j.current.explicit(r); got != j.nonce {
+			j.violate(map[bool]Kind{true: Repeat, false: Gap}[got < j.nonce],
+				"record %d has the explicit nonce %d; %d was next", j.seq, got, j.nonce)
+			return false
+		}
+		j.nonce++
+	}
+	j.seq++
+	j.keyed += int64(size)
+	j.drop(size)
+	return true
+}
+
+// header is recordSize for the record that comes next, or as much of it as is there.
+// TLS 1.3 has one type for all records; of 1.2 the kernel sends any.
+func (j *judge) header(b []byte) (size int, ok bool) {
+	if j.current.version == version13 && len(b) > 0 && b[0] != 23 {
+		return 0, false
+	}
+	size, ok = recordSize(b, j.current.version)
+	if size > 0 && size < headerSize+j.current.overhead() {
+		ok = false
+	}
+	return size, ok
+}
+
+func (j *judge) mustOpen(r []byte) bool {
+	return j.keyed < fullyOpened || len(r) <= smallRecord || j.seq%sampleEvery == 0 || len(j.keys) > 0 || r[0] != 23
+}
+
+// open opens a record under the current key, or under the next one if that takes over
+// here.
+func (j *judge) open(r []byte) {
+	if j.current.opens(r, j.seq, &j.scratch) {
+		j.opened++
+		j.unknown = false
+		return
+	}
+	if len(j.keys) > 0 && j.keys[0].at <= j.at && j.keys[0].opens(r, j.keys[0].seq, &j.scratch) {
+		// The last record of the key before must be known, and none is if it was only framed.
+		j.openLast()
+		if j.over {
+			return
+		}
+		j.take()
+		j.opened++
+		return
+	}
+	j.blame(r)
+}
+
+// blame says what is wrong with a record that does not open.
+func (j *judge) blame(r []byte) {
+	for shift := uint64(1); shift <= maxShift; shift++ {
+		for _, seq := range []uint64{j.seq - shift, j.seq + shift} {
+			if j.current.opens(r, seq, &j.scratch) {
+				j.misplaced(seq, j.seq)
+				return
+			}
+		}
+	}
+	j.violate(Forged, "the record with sequence number %d, of type %d and %d bytes, does not open", j.seq, r[0], len(r)-headerSize)
+}
+
+// openLast opens the record before, if it was not. Its number is one below.
+func (j *judge) openLast() {
+	if !j.unknown {
+		return
+	}
+	j.unknown = false
+	if j.current.opens(j.last, j.seq-1, &j.scratch) {
+		j.opened++
+		j.framed--
+		return
+	}
+	j.seq--
+	j.blame(j.last)
+}
+
+// end judges what is left when nothing more comes.
+func (j *judge) end() {
+	if j.over {
+		return
+	}
+	j.advance()
+	switch {
+	case j.over:
+		return
+	case j.current != nil:
+		j.openLast()
+		if j.over {
+			return
+		}
+		if _, ok := j.header(j.data); !ok || len(j.data) > 0 && (j.data[0] < 20 || j.data[0] > 24) {
+			j.violate(Clear, "what follows record %d is no TLS record, with a write key installed", j.seq)
+			return
+		}
+		j.cut = len(j.data) > 0
+	case j.ulpAt >= 0:
+		_, rest := j.plain(j.fromULP(j.data))
+		if j.over {
+			return
+		}
+		j.cut = len(rest) > 0
+	}
+	j.close()
+}

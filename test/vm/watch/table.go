@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package watch
+
+import (
+	"fmt"
+	"slices"
+)
+
+// A table brings packets and calls together.
+type table struct {
+	ledger  *ledger
+	net     uint64           // our network namespace; 0: not known yet
+	flows   map[flow]*stream // the newest of each
+	byPorts map[ports][]*stream
+	live    map[*stream]flow
+
+	waiting   []*waitingCall
+	elsewhere int // write keys in other namespaces
+	unseen    int // write keys on connections without a packet
+}
+
+func newTable() *table {
+	return &table{
+		ledger: newLedger(), flows: map[flow]*stream{}, byPorts: map[ports][]*stream{}, live: map[*stream]flow{},
+	}
+}
+
+// packet files one.
+func (t *table) packet(b []byte) {
+	g, ok := parseSegment(b)
+	if !ok {
+		return
+	}
+	s := t.flows[g.flow]
+	if g.syn {
+		g.seq++ // the SYN has a number of its own
+	}
+	if g.syn && (s == nil || s.begin != g.seq) {
+		s = newStream(g.seq, g.flow.ports(), t.ledger)
+		t.flows[g.flow], t.live[s] = s, g.flow
+		t.byPorts[g.flow.ports()] = append(t.byPorts[g.flow.ports()], s)
+	}
+	if s == nil {
+		return // left over from a connection of before
+	}
+	s.add(g)
+	if peer := t.flows[g.flow.reversed()]; g.rst && peer != nil {
+		peer.reset = true
+	}
+}
+
+// maxUnsent bounds in bytes how far a socket can be ahead of its packets.
+const maxUnsent = 16 << 20
+
+// find returns the stream that a socket writes to.
+func (t *table) find(k socket) *stream {
+	list := t.byPorts[k.ports]
+	for i := len(list) - 1; i >= 0; i-- {
+		if at := list[i].place(k.writeSeq); at >= 0 && at <= list[i].next+maxUnsent {
+			return list[i]
+		}
+	}
+	return nil
+}
+
+// call files one that succeeded.
+func (t *table) call(c *call) error {
+	w := &waitingCall{socket: c.socket, device: c.device}
+	if c.option != 0 {
+		k, err := parseKey(c.value)
+		if err != nil {
+			return fmt.Errorf("%v: %w", c.socket.ports, err)
+		}
+		if c.option == optionRX {
+			t.ledger.install(k, c.socket.ports.reversed(), false)
+			return nil
+		}
+		t.ledger.install(k, c.socket.ports, true)
+		w.key = k
+	}
+	switch {
+	case t.net == 0 || c.socket.net == t.net:
+		t.waiting = append(t.waiting, w)
+	case w.key != nil:
+		t.elsewhere++
+	}
+	return nil
+}
+
+// A waitingCall waits for the packets of its connection, which may come later than the
+// event, but not much.
+type waitingCall struct {
+	socket socket
+	key    *key // nil: the ULP
+	device bool
+	rounds int
+}
+
+// place files a waiting call, if its stream is there.
+func (t *table) place(w *waitingCall) bool {
+	s := t.find(w.socket)
+	if s == nil {
+		return false
+	}
+	switch at := s.place(w.socket.writeSeq); {
+	case w.key == nil:
+		s.judge.attach(at)
+	case w.device:
+		s.judge.giveUp("a network device has the key")
+	default:
+		s.judge.install(w.key, at)
+	}
+	return true
+}
+
+// placeAll files the waiting calls. Those of one socket keep their order: what one of
+// them lacks, the others lack too.
+func (t *table) placeAll() {
+	t.waiting = slices.DeleteFunc(t.waiting, func(w *waitingCall) bool {
+		if t.place(w) {
+			return true
+		}
+		w.rounds++
+		if w.rounds > waitRounds && w.key != nil {
+			t.unseen++
+		}
+		return w.rounds > waitRounds
+	})
+}
+
+const (
+	settleRounds = 20  // how long after its end a stream is kept for what comes late
+	waitRounds   = 200 // how long a call waits for packets
+)
+
+// round judges what has come. All calls that were over when the last packet was filed
+// must have been filed too.
+func (t *table) round() {
+	t.placeAll()
+	for s, f := range t.live {
+		s.feed()
+		if !s.ended() {
+			continue
+		}
+		if s.quiet++; s.quiet > settleRounds {
+			s.finish()
+			delete(t.live, s)
+			if s.judge.ulpAt < 0 && s.judge.current == nil {
+				t.forget(f, s)
+			}
+		}
+	}
+}
+
+// forget removes a stream that has nothing to do with TLS.
+func (t *table) forget(f flow, s *stream) {
+	if t.flows[f] == s {
+		delete(t.flows, f)
+	}
+	var rest []*stream
+	for _, other := range t.byPorts[f.ports()] {
+		if other != s {
+			rest = append(rest, other)
+		}
+	}
+	t.byPorts[f.ports()] = rest
+}
+
+// finish judges what is left and counts.
+func (t *table) finish() *Report {
+	for s := range t.live {
+		s.finish()
+	}
+	for _, w := range t.waiting {
+		if w.key != nil {
+			t.unseen++
+		}
+	}
+	t.ledger.finish()
+	r := &Report{Keys: t.ledger.installed, Violations: t.ledger.violations, Pardoned: t.ledger.pardoned}
+	seen := map[ports]bool{}
+	for where, list := range t.byPorts {
+		for _, s := range list {
+			j := s.judge
+			if j.ulpAt < 0 {
+				continue
+			}
+			if !seen[where.reversed()] {
+				r.Connections++
+			}
+			r.add(j)
+		}
+		seen[where] = true
+	}
+	for _, group := range []struct {
+		n   int
+		why string
+	}{{t.elsewhere, "in another network namespace"}, {t.unseen, reasonLost}} {
+		for range group.n {
+			r.skip(group.why)
+		}
+	}
+	return r
+}
