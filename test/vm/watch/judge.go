@@ -9,6 +9,7 @@ const (
 	sampleEvery = 16        // and every so manieth of the others.
 
 	maxPlain = 128 << 10 // what is kept of a stream that has no key yet
+	maxIdle  = 256 << 10 // how large an empty buffer may stay
 	maxShift = 16        // how far from the expected number a record is tried, to name what is wrong
 )
 
@@ -101,7 +102,15 @@ func (j *judge) feed(b []byte) {
 		return
 	}
 	j.data = append(j.data, b...)
+	whole := j.data
 	j.advance()
+	if j.over {
+		return
+	}
+	if cap(whole) > maxIdle {
+		whole = nil
+	}
+	j.data = append(whole[:0], j.data...)
 }
 
 func (j *judge) advance() {
@@ -144,7 +153,7 @@ func (j *judge) forget() {
 
 func (j *judge) drop(n int) {
 	j.at += int64(n)
-	j.data = j.data[:copy(j.data, j.data[n:])]
+	j.data = j.data[n:]
 }
 
 // begin judges what came before the first key, and goes on with that.

@@ -148,6 +148,9 @@ func (s *stream) feed() {
 	if len(s.ready) > 0 {
 		s.judge.feed(s.ready)
 		s.ready = s.ready[:0]
+		if cap(s.ready) > maxIdle {
+			s.ready = nil
+		}
 	}
 }
 

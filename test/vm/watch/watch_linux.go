@@ -20,7 +20,7 @@ type Watch struct {
 }
 
 // pause is the time between two rounds. Packets and events wait in the kernel.
-const pause = 10 * time.Millisecond
+const pause = 20 * time.Millisecond
 
 // Start begins to watch this machine's loopback and all other interfaces of this
 // network namespace. It needs root, tracefs and the TLS module, and tries on a
