@@ -9,13 +9,16 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/blob/handoff"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
 	"github.com/offloadd/offloadd/ktls"
 	"github.com/offloadd/offloadd/ktls/ktlstest"
 )
@@ -215,29 +218,85 @@ func (h *hardware) exportDestroyAndAdopt() {
 	h.stillHeld("after the import")
 }
 
-// TestAHeldKeyOutlivesDaemonAndWorker: reload, restart and replacement of what made
-// the connection do not reach it.
-func TestAHeldKeyOutlivesDaemonAndWorker(t *testing.T) {
-	requireDaemon(t)
-	nic := ktlstest.NewNIC(t)
+// startOverNIC starts a daemon on the device and makes one connection to it.
+func startOverNIC(t *testing.T, nic *ktlstest.NIC) (*testDaemon, *tls.Conn) {
+	t.Helper()
 	d := startDaemon(t, sharedIdentity(t), daemonOptions{address: nic.Host("tcp4") + ":0", settings: "workers = 1\nworker_connections = 1"})
 	d.serveApplication(echo)
 	config := d.clientConfig()
 	only(t, heldSuite, config)
 	var client *tls.Conn
-	nic.AtPeer(t, func() {
-		var err error
-		if client, err = d.dial(config); err != nil {
-			t.Errorf("%v\n%s", err, d.log.dump())
-		}
-	})
-	if client == nil {
-		return
+	var err error
+	nic.AtPeer(t, func() { client, err = d.dial(config) })
+	if err != nil {
+		t.Fatalf("%v\n%s", err, d.log.dump())
 	}
-	defer client.Close()
+	t.Cleanup(func() { client.Close() })
 	if err := echoOnce(client); err != nil {
 		t.Fatal(err)
 	}
+	return d, client
+}
+
+// TestALostLinkIsNoticed, although the kernel goes on saying "device".
+func TestALostLinkIsNoticed(t *testing.T) {
+	requireDaemon(t)
+	nic := ktlstest.NewNIC(t)
+	d, client := startOverNIC(t, nic)
+	inDevice := func(e custody.Entry) bool {
+		return e.Read.Place == custody.Device && e.Write.Place == custody.Device && e.Read.Device == "tlsnic0"
+	}
+	s := d.waitStatus("one in the device", func(s statusJSONOf) bool { return s.Daemon.Totals.Device == 1 && len(s.Connections) == 1 })
+	if e := s.Connections[0]; !inDevice(e) || e.Degraded() {
+		t.Errorf("before: %+v", e)
+	}
+	link, err := netlink.LinkByName("tlsnic0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetDown(link); err != nil {
+		t.Fatal(err)
+	}
+	s = d.waitStatus("one degraded", func(s statusJSONOf) bool { return s.Daemon.Totals.Degraded == 1 })
+	for _, k := range []custody.Key{s.Connections[0].Read, s.Connections[0].Write} {
+		if k.Degraded == nil || !strings.Contains(k.Degraded.Reason, "tlsnic0") {
+			t.Errorf("after: %+v", k)
+		}
+	}
+	d.wait("custody degraded")
+	if read, write := nic.KeysOfCookie(t, s.Connections[0].Socket); read.Held || write.Held {
+		t.Error("the device holds the keys still, so there was nothing to notice")
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		t.Fatal(err)
+	}
+	if err := echoOnce(client); err != nil {
+		t.Errorf("in software, with the kernel's copy: %v", err)
+	}
+	if e := d.status().Connections[0]; !e.Degraded() {
+		t.Errorf("the keys did not go back, and the mark is gone: %+v", e)
+	}
+}
+
+// TestAKeyOfOneDirectionInADeviceIsNoticed: Linux stops sending for good on such a
+// connection when the link goes down.
+func TestAKeyOfOneDirectionInADeviceIsNoticed(t *testing.T) {
+	requireDaemon(t)
+	nic := ktlstest.NewNIC(t)
+	nic.Refuse(t, blob.Write, unix.ENOSPC, 1)
+	d, _ := startOverNIC(t, nic)
+	s := d.waitStatus("one degraded", func(s statusJSONOf) bool { return s.Daemon.Totals.Degraded == 1 })
+	if e := s.Connections[0]; s.Daemon.Totals.Mixed != 1 || e.Read.Place != custody.Device || e.Write.Place != custody.Software {
+		t.Errorf("%+v, %+v", e, s.Daemon.Totals)
+	}
+}
+
+// TestAHeldKeyOutlivesDaemonAndWorker: reload, restart and replacement of what made
+// the connection do not reach it.
+func TestAHeldKeyOutlivesDaemonAndWorker(t *testing.T) {
+	requireDaemon(t)
+	nic := ktlstest.NewNIC(t)
+	d, client := startOverNIC(t, nic)
 	installed := d.wait("installed")
 	if installed.text("tx") != "hw" || installed.text("rx") != "hw" {
 		t.Fatalf("not in hardware: %v", installed)
