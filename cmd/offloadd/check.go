@@ -112,7 +112,8 @@ func (r *checkReport) addOffload(devices []ktls.Device) {
 			err = nil
 		}
 	}
-	r.add("TLS in a network device", err, false, "a NIC with TLS offload (TLS 1.2, AES-GCM) and \"ethtool -K DEV tls-hw-tx-offload on tls-hw-rx-offload on\"")
+	r.add("TLS in a network device", err, false, "a NIC with TLS offload (TLS 1.2, AES-GCM) and \"ethtool -K DEV tls-hw-tx-offload on tls-hw-rx-offload on\"; "+
+		"where they are modules, load ctr and ghash_generic too: without them the kernel offers no write key to a device")
 }
 
 // neededFeatures: the ULP, and every suite, since the client chooses among them

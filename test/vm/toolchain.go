@@ -28,18 +28,17 @@ func (f *fetcher) toolchain(ctx context.Context) (*toolchain, error) {
 	if f.cache.has(toolchainName) {
 		return tools, nil
 	}
-	if _, err := f.kernelIndex(ctx, !f.haveLists()); err != nil {
-		return nil, err
-	}
-	f.progress.step("toolchain (%s)", strings.Join(toolchainPackages, ", "))
-	err := f.cache.build(toolchainName, func(dir string) error {
-		if err := f.unpackPackages(ctx, dir, toolchainPackages); err != nil {
-			return err
-		}
-		return completeToolchain(dir)
+	err := f.withLists(ctx, func() error {
+		f.progress.step("toolchain (%s)", strings.Join(toolchainPackages, ", "))
+		return f.cache.build(toolchainName, func(dir string) error {
+			if err := f.unpackPackages(ctx, dir, toolchainPackages); err != nil {
+				return err
+			}
+			return completeToolchain(dir)
+		})
 	})
 	if err != nil {
-		return nil, fmt.Errorf("fetch the toolchain for kernel modules: %w", err)
+		return nil, fmt.Errorf("fetch the toolchain, which only --module needs: %w", err)
 	}
 	f.progress.done("gcc " + f.packageVersion(toolchainName, "gcc-14"))
 	return tools, nil
@@ -112,29 +111,50 @@ func (f *fetcher) headers(ctx context.Context, tools *toolchain, k *kernel) (str
 	if f.cache.has(name) {
 		return place, nil
 	}
-	f.progress.step("headers of kernel %s", k.Release)
-	err := f.cache.build(name, func(dir string) error {
-		shown, err := f.apt.show(ctx, "linux-headers-"+k.Release)
-		if err != nil {
-			return err
-		}
-		packages, err := headersOf(k, shown)
-		if err != nil {
-			return err
-		}
-		if err := f.apt.download(ctx, dir, packages); err != nil {
-			return err
-		}
-		if err := unpackDebs(ctx, dir, dir); err != nil {
-			return err
-		}
-		return moveMakefile(filepath.Join(dir, "usr/src/linux-headers-"+k.Release, "Makefile"), inside)
+	err := f.withLists(ctx, func() error {
+		f.progress.step("headers of kernel %s", k.Release)
+		return f.cache.build(name, func(dir string) error { return f.unpackHeaders(ctx, k, dir, inside) })
 	})
 	if err != nil {
-		return "", fmt.Errorf("fetch headers of kernel %s: %w", k.Release, err)
+		return "", fmt.Errorf("fetch headers of kernel %s, which only --module needs: %w", k.Release, err)
 	}
 	f.progress.done(k.Version)
 	return place, nil
+}
+
+// unpackHeaders fills a directory that is seen in the toolchain as inside.
+func (f *fetcher) unpackHeaders(ctx context.Context, k *kernel, dir, inside string) error {
+	shown, err := f.apt.show(ctx, "linux-headers-"+k.Release)
+	if err != nil {
+		return err
+	}
+	packages, err := headersOf(k, shown)
+	if err != nil {
+		return err
+	}
+	if err := f.apt.download(ctx, dir, packages); err != nil {
+		return err
+	}
+	if err := unpackDebs(ctx, dir, dir); err != nil {
+		return err
+	}
+	return moveMakefile(filepath.Join(dir, "usr/src/linux-headers-"+k.Release, "Makefile"), inside)
+}
+
+// withLists fetches with the package lists that we have and, as versions vanish from the mirror, once more with new
+// ones. The caller holds the lock.
+func (f *fetcher) withLists(ctx context.Context, fetch func() error) error {
+	if _, err := f.kernelIndex(ctx, !f.haveLists()); err != nil {
+		return err
+	}
+	err := fetch()
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if _, renewErr := f.kernelIndex(ctx, true); renewErr != nil {
+		return errors.Join(err, renewErr)
+	}
+	return fetch()
 }
 
 // moveMakefile corrects the absolute paths in the Makefile of the headers, which lie below another directory now.
