@@ -68,6 +68,12 @@ var scripts = []struct {
 		s.install(w, 3)
 		s.send(w.seal(3, text))
 	}, Gap},
+	{"user space used a number twice", func(s *script, w *writer) {
+		s.attach()
+		s.send(hello(100), w.seal(0, text), w.seal(1, text), w.seal(1, text))
+		s.install(w, 3)
+		s.send(w.seal(3, text))
+	}, Repeat},
 	{"clear text after the ULP", func(s *script, w *writer) {
 		s.attach()
 		s.send(hello(100), []byte("x"))
@@ -99,9 +105,12 @@ var scripts = []struct {
 		s.attach()
 		for range 100 {
 			s.send(hello(5000))
+			if len(s.judge.data) > maxPlain {
+				s.t.Errorf("%d bytes are kept", len(s.judge.data))
+			}
 		}
-		s.install(w, 0)
-		s.send(w.seal(0, text))
+		s.install(w, 5) // what user space wrote is forgotten
+		s.send(w.seal(5, text))
 	}, ""},
 	{"a key within a record", func(s *script, w *writer) {
 		s.attach()
@@ -195,6 +204,23 @@ var scripts = []struct {
 		s.install(next, 0)
 		s.send(next.sealed(0, 3, text)...)
 	}, ""},
+	{"a rekey among large records", func(s *script, w *writer) {
+		s.attach()
+		s.install(w, 0)
+		s.send(w.sealed(0, many, large)...)
+		next := newWriter(s.t, w.suite)
+		s.install(next, 0)
+		s.send(w.sealed(many, 3, large)...)
+		s.send(next.sealed(0, many, large)...)
+	}, ""},
+	{"the next key before its place", func(s *script, w *writer) {
+		s.attach()
+		s.install(w, 0)
+		s.send(w.seal(0, text))
+		next := newWriter(s.t, w.suite)
+		s.judge.install(next.install(s.t, 0), s.at+1)
+		s.send(next.seal(0, text))
+	}, Forged},
 	{"the old key after a rekey", func(s *script, w *writer) {
 		s.attach()
 		s.install(w, 0)
@@ -241,6 +267,43 @@ func TestAJudgeFindsWhatIsWrongAndNothingElse(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// TestWhatTheVersionsDecide: types of records, which TLS 1.3 hides, and where the
+// numbers of a rekey begin.
+func TestWhatTheVersionsDecide(t *testing.T) {
+	for version, want := range map[uint16][2]Kind{version13: {Clear, Gap}, version12: {"", ""}} {
+		for i, run := range []func(*script, *writer){
+			func(s *script, w *writer) {
+				s.install(w, 0)
+				w.kind = 99
+				s.send(w.seal(0, text))
+			},
+			func(s *script, w *writer) {
+				s.install(w, 0)
+				s.send(w.seal(0, text))
+				s.install(newWriter(t, w.suite), 5)
+			},
+		} {
+			s := newScript(t, 1<<20)
+			s.attach()
+			run(s, newWriter(t, suite{version, 51}))
+			s.judge.end()
+			if got := s.ledger.violations; len(got) > 1 || len(got) == 1 && got[0].Kind != want[i] || len(got) == 0 && want[i] != "" {
+				t.Errorf("%#x, %d: found %v, want %q", version, i, got, want[i])
+			}
+		}
+	}
+}
+
+func TestAnULPWhereNothingIsKeptAnyMore(t *testing.T) {
+	s := newScript(t, 1<<20)
+	s.send(bytes.Repeat(text, maxPlain))
+	s.judge.attach(5)
+	s.judge.end()
+	if s.judge.reason == "" || len(s.ledger.violations) > 0 {
+		t.Errorf("judged: %v", s.ledger.violations)
 	}
 }
 

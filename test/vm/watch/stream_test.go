@@ -131,6 +131,19 @@ func TestCallsMeetTheirStream(t *testing.T) {
 	}
 }
 
+// TestAnOlderConnectionWithTheSamePorts is not taken for the newest.
+func TestAnOlderConnectionWithTheSamePorts(t *testing.T) {
+	table := newTable()
+	for _, begin := range []uint32{5000, 9000} {
+		table.packet(packet(flows[0], begin-1, flagSYN, nil))
+	}
+	for _, begin := range []uint32{5000, 9000} {
+		if s := table.find(socket{ports: flows[0].ports(), writeSeq: begin}); s == nil || s.begin != begin {
+			t.Errorf("not the connection that begins at %d", begin)
+		}
+	}
+}
+
 func TestTooManyLostAreAFailure(t *testing.T) {
 	r := &Report{Judged: 100}
 	for n := range 6 {

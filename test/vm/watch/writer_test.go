@@ -27,12 +27,13 @@ type writer struct {
 	aead  cipher.AEAD
 	iv    []byte // 12 bytes; of TLS 1.2 AES-GCM the first 4 count
 	key   []byte
+	kind  byte   // of TLS 1.2 records
 	nonce uint64 // of TLS 1.2 AES-GCM: what is added to the sequence number
 }
 
 func newWriter(t testing.TB, s suite) *writer {
 	t.Helper()
-	w := &writer{suite: s, iv: make([]byte, 12), key: make([]byte, 32)}
+	w := &writer{suite: s, kind: 23, iv: make([]byte, 12), key: make([]byte, 32)}
 	rand.Read(w.iv)
 	rand.Read(w.key)
 	var err error
@@ -81,7 +82,7 @@ func (w *writer) install(t testing.TB, seq uint64) *key {
 // seal makes a record.
 func (w *writer) seal(seq uint64, content []byte) []byte {
 	number := binary.BigEndian.AppendUint64(nil, seq)
-	header := func(n int) []byte { return binary.BigEndian.AppendUint16([]byte{23, 3, 3}, uint16(n)) }
+	header := func(n int) []byte { return binary.BigEndian.AppendUint16([]byte{w.kind, 3, 3}, uint16(n)) }
 	nonce := slices.Clone(w.iv)
 	if w.version == version12 && w.cipher != 54 {
 		explicit := binary.BigEndian.AppendUint64(nil, seq+w.nonce)
