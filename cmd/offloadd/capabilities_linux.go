@@ -24,7 +24,7 @@ func daemonCapabilities() []capability {
 		{cap.SETUID, "workers are started as worker_user"},
 		{cap.SETGID, "and with its group, and no other"},
 		{cap.KILL, "a worker that hangs is killed, and it belongs to another user"},
-		{cap.NET_ADMIN, "before Linux 6.15 only an administrator is told which path a socket's TLS takes (net/ipv4/tcp_diag.c)"},
+		{cap.NET_ADMIN, "revoked connections are ended, and their ends heard of, through sock_diag; before Linux 7 only an administrator is told which path a socket's TLS takes (net/ipv4/tcp_diag.c)"},
 	}
 }
 
