@@ -71,6 +71,8 @@ type stream struct {
 	fin       int64 // place of the end, or -1
 	reset     bool
 	quiet     int // rounds since the end
+	finished  bool
+	peer      *stream // the other direction
 
 	judge *judge
 }
@@ -84,17 +86,27 @@ func (s *stream) place(seq uint32) int64 {
 	return s.next + int64(int32(seq-(s.begin+uint32(s.next))))
 }
 
+// maxUnsent bounds in bytes how far a socket can be ahead of its packets.
+const maxUnsent = 16 << 20
+
+// near reports whether a sequence number belongs to this stream and not to another one
+// with the same ports, whose numbers began anywhere.
+func (s *stream) near(seq uint32) bool {
+	at := s.place(seq)
+	return at >= 0 && at <= s.next+maxUnsent
+}
+
 // add files a segment.
 func (s *stream) add(g segment) {
 	at := s.place(g.seq)
-	if g.rst {
-		s.reset = true // its payload, if any, is a message to people
-		return
-	}
 	if g.fin {
 		s.fin = at + int64(len(g.payload))
 	}
-	if len(g.payload) > 0 && !s.judge.over {
+	switch {
+	case len(g.payload) == 0:
+	case s.finished && at+int64(len(g.payload)) > s.next:
+		s.judge.reason = "it went on after what looked like its end"
+	case !s.judge.over:
 		s.quiet = 0
 		s.fill(at, g.payload)
 	}
@@ -157,6 +169,7 @@ func (s *stream) feed() {
 // finish judges the end.
 func (s *stream) finish() {
 	s.feed()
+	s.finished = true
 	if len(s.early) > 0 || s.fin > s.next && !s.reset {
 		s.lose()
 	}

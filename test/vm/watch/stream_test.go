@@ -131,6 +131,59 @@ func TestCallsMeetTheirStream(t *testing.T) {
 	}
 }
 
+// TestConnectionsAreCountedOnce: also those that use ports again, and those with the
+// ULP at one end. A connection that was refused does not stay.
+func TestConnectionsAreCountedOnce(t *testing.T) {
+	table := newTable()
+	there, back := flows[0], flows[0].reversed()
+	attach := func(f flow, seq uint32) {
+		if err := table.call(&call{socket: socket{ports: f.ports(), writeSeq: seq}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range uint32(3) {
+		table.packet(packet(there, i<<30+99, flagSYN, nil))
+		table.packet(packet(back, i<<30+899, flagSYN, nil))
+		attach(back, i<<30+900)
+		if i > 0 {
+			attach(there, i<<30+100)
+		}
+		table.round()
+	}
+	table.packet(packet(flows[1], 99, flagSYN, nil))
+	table.packet(packet(flows[1].reversed(), 0, flagRST, nil))
+	table.packet(packet(back, 899, flagRST, nil)) // of the first connection, late
+	for range settleRounds + 1 {
+		table.round()
+	}
+	if table.flows[flows[1]] != nil {
+		t.Error("a connection that was refused is kept")
+	}
+	if table.flows[there].finished {
+		t.Error("a reset of an older connection ended the newest")
+	}
+	if r := table.finish(); r.Connections != 3 || r.Keyless != 5 {
+		t.Errorf("%v", r)
+	}
+}
+
+// TestAStreamThatGoesOnAfterItsEnd is said not to be judged.
+func TestAStreamThatGoesOnAfterItsEnd(t *testing.T) {
+	table := newTable()
+	table.packet(packet(flows[0], 99, flagSYN, nil))
+	if err := table.call(&call{socket: socket{ports: flows[0].ports(), writeSeq: 100}}); err != nil {
+		t.Fatal(err)
+	}
+	table.packet(packet(flows[0], 100, flagRST, nil))
+	for range settleRounds + 1 {
+		table.round()
+	}
+	table.packet(packet(flows[0], 100, 0, text))
+	if r := table.finish(); len(r.NotJudged) != 1 {
+		t.Errorf("%v", r)
+	}
+}
+
 // TestAnOlderConnectionWithTheSamePorts is not taken for the newest.
 func TestAnOlderConnectionWithTheSamePorts(t *testing.T) {
 	table := newTable()

@@ -32,32 +32,38 @@ func (t *table) packet(b []byte) {
 	if !ok {
 		return
 	}
-	s := t.flows[g.flow]
+	s, peer := t.flows[g.flow], t.flows[g.flow.reversed()]
 	if g.syn {
 		g.seq++ // the SYN has a number of its own
 	}
-	if g.syn && (s == nil || s.begin != g.seq) {
+	switch {
+	case g.rst:
+		if s == nil || s.near(g.seq) {
+			for _, end := range []*stream{s, peer} {
+				if end != nil {
+					end.reset = true // its payload, if any, is a message to people
+				}
+			}
+		}
+		return
+	case g.syn && (s == nil || s.begin != g.seq):
 		s = newStream(g.seq, g.flow.ports(), t.ledger)
+		if peer != nil && peer.peer == nil {
+			s.peer, peer.peer = peer, s
+		}
 		t.flows[g.flow], t.live[s] = s, g.flow
 		t.byPorts[g.flow.ports()] = append(t.byPorts[g.flow.ports()], s)
-	}
-	if s == nil {
+	case s == nil:
 		return // left over from a connection of before
 	}
 	s.add(g)
-	if peer := t.flows[g.flow.reversed()]; g.rst && peer != nil {
-		peer.reset = true
-	}
 }
-
-// maxUnsent bounds in bytes how far a socket can be ahead of its packets.
-const maxUnsent = 16 << 20
 
 // find returns the stream that a socket writes to.
 func (t *table) find(k socket) *stream {
 	list := t.byPorts[k.ports]
 	for i := len(list) - 1; i >= 0; i-- {
-		if at := list[i].place(k.writeSeq); at >= 0 && at <= list[i].next+maxUnsent {
+		if list[i].near(k.writeSeq) {
 			return list[i]
 		}
 	}
@@ -179,19 +185,18 @@ func (t *table) finish() *Report {
 	}
 	t.ledger.finish()
 	r := &Report{Keys: t.ledger.installed, Violations: t.ledger.violations, Pardoned: t.ledger.pardoned}
-	seen := map[ports]bool{}
-	for where, list := range t.byPorts {
+	counted := map[*stream]bool{}
+	for _, list := range t.byPorts {
 		for _, s := range list {
-			j := s.judge
-			if j.ulpAt < 0 {
+			if s.judge.ulpAt < 0 {
 				continue
 			}
-			if !seen[where.reversed()] {
+			if !counted[s.peer] {
 				r.Connections++
 			}
-			r.add(j)
+			counted[s] = true
+			r.add(s.judge)
 		}
-		seen[where] = true
 	}
 	for _, group := range []struct {
 		n   int
