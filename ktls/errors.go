@@ -125,7 +125,12 @@ var ErrMoved = errors.New("the connection was moved to another owner")
 
 // NotQuietError says why [Conn.Export] cannot take a connection's state now. The
 // connection goes on as if nothing had been asked.
-type NotQuietError struct{ What string }
+type NotQuietError struct {
+	What string
+	// Unread is how many bytes of the record that was read in part are left: reading
+	// just those makes it quiet. 0 if it is not known, or not what is in the way.
+	Unread int
+}
 
 func (e *NotQuietError) Error() string { return "the connection is not quiet: " + e.What }
 

@@ -24,8 +24,9 @@ const exportPoll = time.Millisecond
 // become records that TCP has, and no record was read in part. Records that nobody has
 // begun to read do not matter, they move with the socket. Export waits for the peer to
 // make room for what is queued, until ctx ends; for all else it does not wait. What is
-// not quiet is named by a *NotQuietError, and then the connection goes on as before.
-// Reading with a buffer of 16384 bytes or more leaves no record in part.
+// not quiet is named by a *NotQuietError, and then the connection goes on as before. A
+// Read fills its buffer, wherever in a record that ends; the error tells how many bytes
+// are left of it.
 //
 // After success the connection belongs to whoever gets the states: the Conn only
 // serves NetConn and Close, which closes the descriptor and sends nothing, and custody
@@ -33,11 +34,11 @@ const exportPoll = time.Millisecond
 // account fail, and with it Export.
 func (c *Conn) Export(ctx context.Context, custody *Custody) (read, write *blob.State, err error) {
 	if !c.out.TryLock() {
-		return nil, nil, &NotQuietError{"a Write is under way"}
+		return nil, nil, &NotQuietError{What: "a Write is under way"}
 	}
 	defer c.out.Unlock()
 	if !c.in.TryLock() {
-		return nil, nil, &NotQuietError{"a Read is under way"}
+		return nil, nil, &NotQuietError{What: "a Read is under way"}
 	}
 	defer c.in.Unlock()
 	if err := c.checkQuiet(); err != nil {
@@ -69,11 +70,11 @@ func (c *Conn) checkQuiet() error {
 	case end != nil:
 		return end.err
 	case c.out.closeNotified:
-		return &NotQuietError{"the write side is closed"}
+		return &NotQuietError{What: "the write side is closed"}
 	case c.in.err != nil:
-		return &NotQuietError{fmt.Sprintf("the read side has ended (%v)", c.in.err)}
+		return &NotQuietError{What: fmt.Sprintf("the read side has ended (%v)", c.in.err)}
 	case len(c.in.control.handshake)+len(c.in.control.alert) > 0:
-		return &NotQuietError{"a message of the peer has arrived in part"}
+		return &NotQuietError{What: "a message of the peer has arrived in part"}
 	}
 	return nil
 }
@@ -92,7 +93,7 @@ func (c *Conn) awaitSent(ctx context.Context, custody *Custody) error {
 		}
 		select {
 		case <-ctx.Done():
-			return &NotQuietError{fmt.Sprintf("%d bytes of records are not with TCP yet (%v)", missing, context.Cause(ctx))}
+			return &NotQuietError{What: fmt.Sprintf("%d bytes of records are not with TCP yet (%v)", missing, context.Cause(ctx))}
 		case <-time.After(exportPoll):
 		}
 	}
@@ -139,10 +140,16 @@ func (c *Conn) nothingInPart(fd int, custody *Custody) error {
 		return err
 	}
 	records := seq - custody.received.seq
-	if taken-custody.received.tcp == c.in.bytes+records*recordOverhead(custody.suite) {
+	unread := taken - custody.received.tcp - c.in.bytes - records*recordOverhead(custody.suite)
+	if unread == 0 {
 		return nil
 	}
-	return nothingToRead(fd)
+	err = nothingToRead(fd)
+	var notQuiet *NotQuietError
+	if errors.As(err, &notQuiet) && unread <= maxRecordContent {
+		notQuiet.Unread = int(unread)
+	}
+	return err
 }
 
 // recordOverhead is what a record adds to its content in bytes: header, explicit

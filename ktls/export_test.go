@@ -234,6 +234,34 @@ func TestExportWaitsUntilTCPHasAllRecords(t *testing.T) {
 	}
 }
 
+// TestReadingWhatIsLeftMakesItQuiet, however much is behind it.
+func TestReadingWhatIsLeftMakesItQuiet(t *testing.T) {
+	for _, suite := range []blob.CipherSuite{suite13, suite12, blob.TLS_CHACHA20_POLY1305_SHA256} {
+		t.Run(suite.String(), func(t *testing.T) {
+			k, peer := newKept(t, suite)
+			record := bytes.Repeat([]byte("0123456789"), 1000)
+			for range 3 {
+				mustWrite(t, peer, string(record))
+			}
+			mustRead(t, k.conn, string(record)+"01234")
+			_, err := export(k)
+			var notQuiet *ktls.NotQuietError
+			if !errors.As(err, &notQuiet) || notQuiet.Unread != len(record)-5 {
+				t.Fatalf("%v, %+v; want %d bytes unread", err, notQuiet, len(record)-5)
+			}
+			mustRead(t, k.conn, string(record[5:]))
+			s := mustExport(t, k)
+			if s.Read.Seq != 2 {
+				t.Errorf("exported %v", s.Read)
+			}
+			if _, _, err := ktls.Adopt(k.tcp, s.Read, s.Write); err != nil {
+				t.Fatal(err)
+			}
+			mustRead(t, newConn(t, k.tcp), string(record))
+		})
+	}
+}
+
 func TestWhatWasExportedIsNobodysConnection(t *testing.T) {
 	k, peer := newKept(t, suite13)
 	exchange(t, k.conn, peer)

@@ -57,7 +57,7 @@ func stableCounts(fd int, name string, queue uint) (uint64, *unix.TCPInfo, error
 			return uint64(after), info, nil
 		}
 	}
-	return 0, nil, &NotQuietError{"packets come faster than they can be counted"}
+	return 0, nil, &NotQuietError{What: "packets come faster than they can be counted"}
 }
 
 // nothingToRead proves that no record is waiting whole, and none in part: a look that
@@ -76,9 +76,9 @@ func nothingToRead(fd int) error {
 	case err != nil:
 		return os.NewSyscallError("recvmsg", err)
 	case n == 0:
-		return &NotQuietError{"the peer has closed, or sent an empty record"}
+		return &NotQuietError{What: "the peer has closed, or sent an empty record"}
 	}
-	return &NotQuietError{"a record was read in part, or the peer pads its records and there is more to read"}
+	return &NotQuietError{What: "a record was read in part, or the peer pads its records and there is more to read"}
 }
 
 // routeDevice returns the name of the interface that the socket's packets leave by. The

@@ -55,6 +55,11 @@ func (c *controlClient) ask(r *controlRequest, each func(*controlReply) error) (
 	}
 	for {
 		b, err := receiveControl(c.unix, c.buffer)
+		if errors.Is(err, unix.ECONNRESET) {
+			// It closed without reading our request. The kernel tells that first, and what
+			// it had said before is still there (net/unix/af_unix.c, unix_release_sock).
+			b, err = receiveControl(c.unix, c.buffer)
+		}
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil, errors.New("the daemon ended before it had answered")

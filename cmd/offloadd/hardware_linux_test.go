@@ -155,7 +155,7 @@ func TestAKeyHeldInHardwareIsNeverDestroyed(t *testing.T) {
 				t.Fatal(err)
 			}
 			h.meet()
-			if !h.giveAway() {
+			if !h.moveNow() {
 				t.Fatal("the connection is not quiet")
 			}
 			h.transfer(bytesPerMove)

@@ -296,20 +296,35 @@ func (m *mover) echo() bool {
 		case err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
 			m.t.Fatal(err)
 		}
-		if total >= bytesPerMove && m.moved < moves && m.giveAway() {
+		if total >= bytesPerMove && m.moved < moves && m.moveNow() {
 			return false
 		}
 	}
 }
 
-// giveAway moves the connection, if it is quiet.
-func (m *mover) giveAway() bool {
+// moveNow moves the connection, and reads the rest of a record first, if need be.
+func (m *mover) moveNow() bool {
+	unread, done := m.giveAway()
+	if done || unread == 0 {
+		return done
+	}
+	m.conn.SetReadDeadline(time.Time{})
+	if _, err := io.CopyN(m.conn, struct{ io.Reader }{m.conn}, int64(unread)); err != nil {
+		m.t.Fatal(err)
+	}
+	_, done = m.giveAway()
+	return done
+}
+
+// giveAway moves the connection, if it is quiet; else it returns what is in the way.
+func (m *mover) giveAway() (unread int, done bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	read, write, err := m.conn.Export(ctx, m.custody)
 	var notQuiet *ktls.NotQuietError
 	if errors.As(err, &notQuiet) {
-		return false
+		fmt.Println(err)
+		return notQuiet.Unread, false
 	}
 	if err != nil {
 		m.t.Fatal(err)
@@ -327,7 +342,7 @@ func (m *mover) giveAway() bool {
 		m.t.Error(err)
 	}
 	m.conn, m.tcp = nil, nil
-	return true
+	return 0, true
 }
 
 // adopt takes the connection over; false if the other process has ended.
