@@ -121,8 +121,12 @@ func (e *eventReader) event(event testEvent) {
 	key := event.Package + event.ImportPath + " " + event.Test
 	switch event.Action {
 	case "output", "build-output":
-		if e.verbose || strings.HasPrefix(event.Output, watchPrefix) {
+		said := strings.HasPrefix(event.Output, watchPrefix)
+		if e.verbose || said {
 			io.WriteString(e.out, event.Output)
+		}
+		if said {
+			return // of interest also if all is well, and said once
 		}
 		if e.output[key] == nil {
 			e.output[key] = &strings.Builder{}

@@ -14,6 +14,7 @@ const events = `{"Action":"start","Package":"m/a"}
 {"Action":"output","Package":"m/a","Test":"TestBad","Output":"    a_test.go:1: wrong\n"}
 {"Action":"fail","Package":"m/a","Test":"TestBad"}
 {"Action":"skip","Package":"m/a","Test":"TestLater"}
+{"Action":"output","Package":"m/a","Output":"watch: all seen\n"}
 {"Action":"output","Package":"m/a","Output":"FAIL\n"}
 {"Action":"fail","Package":"m/a","Elapsed":1.5}
 {"Action":"output","Package":"m/none","Output":"?   \tm/none\t[no test files]\n"}
@@ -43,6 +44,9 @@ func TestReport(t *testing.T) {
 	}
 	if strings.Contains(out.String(), "=== RUN TestGood") {
 		t.Error("the output of a test that passed is shown")
+	}
+	if n := strings.Count(out.String(), "watch: all seen"); n != 1 {
+		t.Errorf("what the watch saw is said %d times", n)
 	}
 	out.Reset()
 	all := &report{}
