@@ -37,22 +37,26 @@ func (j *judge) begin() {
 	}
 }
 
-// forget drops half of what a stream without a key has sent. With the ULP that must
-// have been records, and what is kept begins with one.
+// forget drops what a stream without a key has sent, with the ULP about half of it:
+// that must have been records, and what is kept begins with one. Without it, the stream
+// is most likely that of a peer in user space.
 func (j *judge) forget() {
-	cut := len(j.data) - maxPlain/2
-	if j.ulpAt >= 0 {
-		from := j.fromULP(j.data)
-		records, _ := j.plain(from)
-		if j.over {
-			return
-		}
-		for cut = len(j.data) - len(from); len(records) > 0 && len(j.data)-cut > maxPlain/2; records = records[1:] {
-			cut += len(records[0])
-		}
+	j.incomplete = true
+	if j.ulpAt < 0 {
+		j.drop(len(j.data))
+		j.ignored = true
+		return
+	}
+	from := j.fromULP(j.data)
+	records, _ := j.plain(from)
+	if j.over {
+		return
+	}
+	cut := len(j.data) - len(from)
+	for ; len(records) > 0 && len(j.data)-cut > maxPlain/2; records = records[1:] {
+		cut += len(records[0])
 	}
 	j.drop(cut)
-	j.incomplete = true
 }
 
 // fromULP is the part of b, which begins where data does, that was sent with the ULP.

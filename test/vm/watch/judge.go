@@ -18,11 +18,13 @@ type judge struct {
 	where  ports
 	ledger *ledger
 
-	at   int64 // place in the stream of data's first byte
-	data []byte
+	at     int64 // place in the stream of data's first byte
+	data   []byte
+	buffer []byte // holds data under a key, between two feeds
 
 	ulpAt      int64 // where the ULP was attached, or -1
 	incomplete bool  // what came before at is not all known
+	ignored    bool  // too much came without TLS
 	keys       []placedKey
 
 	current *key // nil before the first
@@ -30,10 +32,12 @@ type judge struct {
 	seq     uint64 // of the next record
 	nonce   uint64 // the next explicit one
 
-	keyed   int64 // bytes under keys
-	last    []byte
-	unknown bool // last was not opened
-	scratch []byte
+	keyed    int64 // bytes under keys
+	last     []byte
+	unknown  bool // last was not opened
+	borrowed bool // last lies in other memory than kept
+	kept     []byte
+	scratch  []byte
 
 	over   bool   // judged to the end, or to the first violation
 	reason string // why it cannot be judged; empty if it can
@@ -58,6 +62,7 @@ func (j *judge) attach(at int64) {
 	if at < j.at {
 		j.giveUp("what it sent first was not kept")
 	}
+	j.ignored = false
 }
 
 // install notes that the socket has a write key from here on.
@@ -86,7 +91,7 @@ func (j *judge) violate(kind Kind, format string, args ...any) {
 // close settles the account of the current key.
 func (j *judge) close() {
 	j.settle()
-	j.over, j.data, j.last, j.unknown = true, nil, nil, false
+	j.over, j.data, j.buffer, j.last, j.kept, j.unknown, j.borrowed = true, nil, nil, nil, nil, false, false
 }
 
 func (j *judge) settle() {
@@ -96,21 +101,57 @@ func (j *judge) settle() {
 	}
 }
 
-// feed takes what comes next in the stream. Keys that begin in it have been told.
+// direct reports whether what comes next need not be kept until all calls are known.
+func (j *judge) direct() bool { return j.current != nil || j.ignored || j.over }
+
+// feed takes what comes next in the stream. Keys that begin in it have been told. It
+// copies as little as it can: there may be gigabytes.
 func (j *judge) feed(b []byte) {
-	if j.over {
-		return
+	switch {
+	case j.over:
+	case j.ignored:
+		j.at += int64(len(b))
+	case j.current == nil:
+		j.data = append(j.data, b...)
+		whole := j.data
+		j.judge()
+		if cap(whole) > maxIdle {
+			whole = nil
+		}
+		j.data = append(whole[:0], j.data...)
+	default:
+		if b = j.complete(b); !j.over && len(b) > 0 {
+			j.data = b
+			j.judge()
+			j.buffer = append(j.buffer[:0], j.data...)
+			j.data = j.buffer
+		}
 	}
-	j.data = append(j.data, b...)
-	whole := j.data
+}
+
+// complete takes from b what is missing of a record that has begun.
+func (j *judge) complete(b []byte) []byte {
+	for !j.over && len(j.data) > 0 && len(b) > 0 {
+		missing := headerSize - len(j.data)
+		if missing <= 0 {
+			size, _ := j.header(j.data)
+			missing = size - len(j.data)
+		}
+		n := min(missing, len(b))
+		j.buffer = append(j.data, b[:n]...)
+		j.data, b = j.buffer, b[n:]
+		j.judge()
+	}
+	return b
+}
+
+// judge judges what there is. Of the memory that records lie in the last one is kept.
+func (j *judge) judge() {
 	j.advance()
-	if j.over {
-		return
+	if j.borrowed {
+		j.kept = append(j.kept[:0], j.last...)
+		j.last, j.borrowed = j.kept, false
 	}
-	if cap(whole) > maxIdle {
-		whole = nil
-	}
-	j.data = append(whole[:0], j.data...)
 }
 
 func (j *judge) advance() {
@@ -186,7 +227,7 @@ func (j *judge) record() bool {
 		j.open(r)
 	} else {
 		j.framed++
-		j.last, j.unknown = append(j.last[:0], r...), true
+		j.last, j.unknown, j.borrowed = r, true, true
 	}
 	if j.over {
 		return false

@@ -101,14 +101,27 @@ func (p *packets) close() {
 	unix.Close(p.fd)
 }
 
-// read hands on what is there. It does not wait, and goes around the ring once at most.
-func (p *packets) read(file func([]byte)) error {
-	for range blocks {
-		block := p.ring[p.block*blockSize:][:blockSize]
-		status := (*uint32)(unsafe.Pointer(&block[blockStatus]))
-		if atomic.LoadUint32(status)&unix.TP_STATUS_USER == 0 {
-			break
+// at returns a block of those that come next, and its status, which is shared with the
+// kernel.
+func (p *packets) at(i int) (block []byte, status *uint32) {
+	block = p.ring[(p.block+i)%blocks*blockSize:][:blockSize]
+	return block, (*uint32)(unsafe.Pointer(&block[blockStatus]))
+}
+
+// ready counts the blocks that are ours.
+func (p *packets) ready() int {
+	for i := range blocks {
+		if _, status := p.at(i); atomic.LoadUint32(status)&unix.TP_STATUS_USER == 0 {
+			return i
 		}
+	}
+	return blocks
+}
+
+// read hands on the packets of the next n blocks, which are ready.
+func (p *packets) read(n int, file func([]byte)) error {
+	for range n {
+		block, status := p.at(0)
 		if err := readBlock(block, file); err != nil {
 			return err
 		}

@@ -118,7 +118,11 @@ func (s *stream) fill(at int64, b []byte) {
 		return
 	}
 	if known := s.next - at; known < int64(len(b)) {
-		s.ready = append(s.ready, b[known:]...)
+		if len(s.ready) == 0 && s.judge.direct() {
+			s.judge.feed(b[known:])
+		} else {
+			s.ready = append(s.ready, b[known:]...)
+		}
 		s.next = at + int64(len(b))
 	}
 	for at, b := range s.early {

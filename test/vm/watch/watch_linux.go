@@ -72,12 +72,15 @@ func (w *Watch) follow() {
 	}
 }
 
-// round takes packets first: then the calls that came before them are there too.
+// round reads the trace when it knows which packets it will take: then the calls that
+// came before them are there.
 func (w *Watch) round() error {
-	if err := w.packets.read(w.table.packet); err != nil {
+	n := w.packets.ready()
+	if err := w.trace.read(); err != nil {
 		return err
 	}
-	if err := w.trace.read(); err != nil {
+	w.table.placeAll()
+	if err := w.packets.read(n, w.table.packet); err != nil {
 		return err
 	}
 	w.table.round()
