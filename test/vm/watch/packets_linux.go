@@ -19,7 +19,7 @@ import (
 const (
 	blockSize   = 256 << 10 // bytes, more than a segment before its segmentation
 	blocks      = 256
-	blockMillis = 20 // until a block is ours that is not full
+	blockMillis = 60 // until a block is ours that is not full
 
 	// ancillary is SKF_AD_OFF of linux/filter.h, -0x1000; the interface is at 8 behind
 	// it, the packet's type at 4.

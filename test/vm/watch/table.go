@@ -136,8 +136,8 @@ func (t *table) placeAll() {
 }
 
 const (
-	settleRounds = 20  // how long after its end a stream is kept for what comes late
-	waitRounds   = 200 // how long a call waits for packets
+	settleRounds = 5  // how long after its end a stream is kept for what comes late
+	waitRounds   = 50 // how long a call waits for packets
 )
 
 // round judges what has come. All calls that were over when the last packet was filed

@@ -19,8 +19,9 @@ type Watch struct {
 	failure error
 }
 
-// pause is the time between two rounds. Packets and events wait in the kernel.
-const pause = 20 * time.Millisecond
+// pause is the time between two rounds, which cost milliseconds in an emulated machine.
+// Packets and events wait in the kernel.
+const pause = 100 * time.Millisecond
 
 // Start begins to watch this machine's loopback and all other interfaces of this
 // network namespace. It needs root, tracefs and the TLS module, and tries on a
