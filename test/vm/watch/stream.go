@@ -72,6 +72,7 @@ type stream struct {
 	reset     bool
 	quiet     int // rounds since the end
 	finished  bool
+	number    int     // in the order of beginning
 	peer      *stream // the other direction
 
 	judge *judge

@@ -4,6 +4,7 @@ package watch
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -15,6 +16,7 @@ type table struct {
 	byPorts map[ports][]*stream
 	live    map[*stream]flow
 
+	begun     int // streams
 	waiting   []*waitingCall
 	elsewhere int // write keys in other namespaces
 	unseen    int // write keys on connections without a packet
@@ -51,6 +53,8 @@ func (t *table) packet(b []byte) {
 		if peer != nil && peer.peer == nil {
 			s.peer, peer.peer = peer, s
 		}
+		t.begun++
+		s.number = t.begun
 		t.flows[g.flow], t.live[s] = s, g.flow
 		t.byPorts[g.flow.ports()] = append(t.byPorts[g.flow.ports()], s)
 	case s == nil:
@@ -144,7 +148,8 @@ const (
 // must have been filed too.
 func (t *table) round() {
 	t.placeAll()
-	for s, f := range t.live {
+	for _, s := range t.inOrder() {
+		f := t.live[s]
 		s.feed()
 		if !s.ended() {
 			continue
@@ -157,6 +162,11 @@ func (t *table) round() {
 			}
 		}
 	}
+}
+
+// inOrder are the streams that live: who comes second is to blame for what both did.
+func (t *table) inOrder() []*stream {
+	return slices.SortedFunc(maps.Keys(t.live), func(a, b *stream) int { return a.number - b.number })
 }
 
 // forget removes a stream that has nothing to do with TLS.
@@ -175,7 +185,7 @@ func (t *table) forget(f flow, s *stream) {
 
 // finish judges what is left and counts.
 func (t *table) finish() *Report {
-	for s := range t.live {
+	for _, s := range t.inOrder() {
 		s.finish()
 	}
 	for _, w := range t.waiting {
