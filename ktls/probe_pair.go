@@ -14,8 +14,9 @@ import (
 	"github.com/offloadd/offloadd/blob"
 )
 
-// probeTimeout bounds each attempt on a loopback connection.
-const probeTimeout = 3 * time.Second
+// probeTimeout bounds each attempt on a loopback connection. On a busy machine a byte
+// can take seconds.
+const probeTimeout = 10 * time.Second
 
 // loopback returns both ends of a TCP connection to ourselves.
 func loopback() (a, b *net.TCPConn, err error) {
