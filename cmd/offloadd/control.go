@@ -65,9 +65,9 @@ type revokeResult struct {
 	Detail  string          `json:"detail,omitempty"`
 	// What the command found out afterwards, and the daemon does not know: whether the
 	// dead socket still has its keys, why, and which processes hold it.
-	Keys       string `json:"keys,omitempty"`
-	KeysDetail string `json:"keys_detail,omitempty"`
-	Holders    []int  `json:"holders,omitempty"`
+	Keys       string   `json:"keys,omitempty"`
+	KeysDetail string   `json:"keys_detail,omitempty"`
+	Holders    []holder `json:"holders,omitempty"`
 }
 
 // controlSummary ends a reply.

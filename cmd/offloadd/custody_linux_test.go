@@ -146,7 +146,7 @@ func TestStatusShowsATransferAndItsHands(t *testing.T) {
 		t.Errorf("exit %d:\n%s", code, out)
 	}
 	code, out, _ = call("", "status", "--control", d.control, fmt.Sprint(e.Socket))
-	for _, want := range []string{"read key    kernel software", "write key   kernel software", "worker pid", "instance " + instance, "server name localhost", e.Write.Reason} {
+	for _, want := range []string{fmt.Sprintf("held by     offloadd.test pid %d\n", os.Getpid()), "read key    kernel software", "write key   kernel software", "worker pid", "instance " + instance, "server name localhost", e.Write.Reason} {
 		if code != exitOK || !strings.Contains(out, want) {
 			t.Errorf("exit %d, no %q:\n%s", code, want, out)
 		}

@@ -132,12 +132,20 @@ func (r *revokeReport) print(w io.Writer) error {
 		case keysErased:
 			fmt.Fprint(w, ", keys erased")
 		case keysKept:
-			fmt.Fprintf(w, ", keys stay until process %s closes it (%s)", strings.Trim(fmt.Sprint(s.Holders), "[]"), s.KeysDetail)
+			fmt.Fprintf(w, ", keys stay until it is closed by %s (%s)", joined(s.Holders), s.KeysDetail)
 		}
 		fmt.Fprintln(w)
 	}
 	_, err := fmt.Fprintf(w, "%d ended, %d not there, %d refused\n", r.Ended, r.NotThere, r.Refused)
 	return err
+}
+
+func joined(holders []holder) string {
+	names := make([]string, 0, len(holders))
+	for _, h := range holders {
+		names = append(names, h.String())
+	}
+	return strings.Join(names, ", ")
 }
 
 // err is the exit code. A connection that --all or --peer met just when it ended was

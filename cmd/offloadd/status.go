@@ -20,7 +20,7 @@ func statusCommand(env *environment) *cobra.Command {
 		Long: `Asks the daemon which connections it gave keys to and are not over, where the key
 of each direction is (the network device, or the kernel on the CPU) and why it is
 nowhere better. SOCKET, a number from the first column, asks for all that is known of
-one connection.
+one connection, and which processes hold it now: an application may have passed it on.
 
 A connection is shown until its last descriptor is closed: "closed" or "revoked" says
 that nothing goes in or out any more, but somebody still holds the dead socket.
@@ -42,12 +42,18 @@ Exits with 3 if there is no daemon, and with 4 if a SOCKET is not there.`,
 				return err
 			}
 			defer client.close()
+			var holders map[uint64][]holder
+			if len(sockets) > 0 {
+				if holders, err = findHolders(sockets); err != nil {
+					fmt.Fprintf(env.stderr, "offloadd: not all holders can be told: %v\n", err)
+				}
+			}
 			var out statusOutput
 			switch {
 			case asJSON:
-				out = &statusJSON{w: env.stdout}
+				out = &statusJSON{w: env.stdout, holders: holders}
 			case len(sockets) > 0:
-				out = &statusDetail{w: env.stdout}
+				out = &statusDetail{env.stdout, holders}
 			default:
 				out = newStatusTable(env.stdout, terminalColor(env.stdout))
 			}
@@ -119,8 +125,9 @@ func terminalColor(w io.Writer) func(code, s string) string {
 
 // statusJSON prints one object, without having it in memory.
 type statusJSON struct {
-	w     io.Writer
-	begun bool
+	w       io.Writer
+	holders map[uint64][]holder // of sockets that were asked for by number
+	begun   bool
 }
 
 func (s *statusJSON) connection(r *controlReply) error {
@@ -133,10 +140,17 @@ func (s *statusJSON) connection(r *controlReply) error {
 }
 
 func (s *statusJSON) end(summary *controlSummary) error {
-	separator := "{\"connections\":[],\n\"daemon\":"
+	separator := "{\"connections\":[],\n"
 	if s.begun {
-		separator = "],\n\"daemon\":"
+		separator = "],\n"
 	}
+	if s.holders != nil {
+		if err := s.write(separator+"\"holders\":", s.holders); err != nil {
+			return err
+		}
+		separator = ",\n"
+	}
+	separator += "\"daemon\":"
 	if err := s.write(separator, summary); err != nil {
 		return err
 	}

@@ -135,7 +135,10 @@ func printTotals(w io.Writer, d *controlSummary) {
 }
 
 // statusDetail prints all of each connection.
-type statusDetail struct{ w io.Writer }
+type statusDetail struct {
+	w       io.Writer
+	holders map[uint64][]holder
+}
 
 func (s *statusDetail) end(*controlSummary) error { return nil }
 
@@ -150,6 +153,9 @@ func (s *statusDetail) connection(r *controlReply) error {
 	fmt.Fprintf(t, "  connection\t%v from %v, listener %s, accepted %s\n", e.Local, e.Peer, printable([]byte(e.Listener)), clock(e.Accepted))
 	fmt.Fprintf(t, "  handshake\t%s, %s%s%s%s\n", e.Version, e.Suite, map[bool]string{true: ", resumed"}[e.Resumed],
 		optional(", ALPN ", e.ALPN), optional(", server name ", e.ServerName))
+	if held := s.holders[e.Socket]; len(held) > 0 {
+		fmt.Fprintf(t, "  held by\t%s\n", joined(held))
+	}
 	for _, d := range []struct {
 		name string
 		key  *custody.Key
