@@ -136,7 +136,7 @@ func attempts(t *testing.T, p *ktlstest.Pair) []attempt {
 	}
 	on := func(f func(fd int) error) func() error { return func() error { return onFD(p.Server, f) } }
 	_, next := ktlstest.NewStates(t, blob.TLS_AES_128_GCM_SHA256, p)
-	key := string(ktlstest.CryptoInfo(next.Write))
+	readKey, writeKey := string(ktlstest.CryptoInfo(next.Read)), string(ktlstest.CryptoInfo(next.Write))
 	peer := p.Client.LocalAddr().(*net.TCPAddr)
 	address := &unix.SockaddrInet4{Port: peer.Port, Addr: [4]byte(peer.IP.To4())}
 	send := func(flags int, to unix.Sockaddr) func() error {
@@ -157,8 +157,8 @@ func attempts(t *testing.T, p *ktlstest.Pair) []attempt {
 			_, err = unix.Sendfile(fd, int(f.Fd()), nil, 4096)
 			return err
 		})},
-		{"a new write key", true, on(func(fd int) error { return unix.SetsockoptString(fd, unix.SOL_TLS, tlsTX, key) })},
-		{"a new read key", true, on(func(fd int) error { return unix.SetsockoptString(fd, unix.SOL_TLS, tlsRX, key) })},
+		{"a new write key", true, on(func(fd int) error { return unix.SetsockoptString(fd, unix.SOL_TLS, tlsTX, writeKey) })},
+		{"a new read key", true, on(func(fd int) error { return unix.SetsockoptString(fd, unix.SOL_TLS, tlsRX, readKey) })},
 		{"write with it", false, send(0, nil)},
 		{"connect", false, on(func(fd int) error { return unix.Connect(fd, address) })},
 		{"disconnect", false, on(disconnect)},
