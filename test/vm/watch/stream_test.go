@@ -199,8 +199,8 @@ func TestAnOlderConnectionWithTheSamePorts(t *testing.T) {
 
 func TestTooManyLostAreAFailure(t *testing.T) {
 	r := &Report{Judged: 100}
-	for n := range 6 {
-		if failed := r.Err() != nil; failed != (n > 3) {
+	for n := range 10 {
+		if failed := r.Err() != nil; failed != (n > 7) {
 			t.Errorf("%d lost of 100: %v", n, r.Err())
 		}
 		r.skip(reasonLost)
