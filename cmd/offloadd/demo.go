@@ -98,16 +98,18 @@ func (d *demo) run(ctx context.Context) (*demoReport, error) {
 	if err := d.prepareFiles(); err != nil {
 		return nil, err
 	}
-	before, err := ktls.ReadStats()
-	if err != nil {
-		return nil, err
-	}
-	report := &demoReport{Kernel: kernelRelease(), Before: before.Values()}
+	report := &demoReport{Kernel: kernelRelease()}
 	stop, err := d.start(ctx, report)
 	if err != nil {
 		return nil, err
 	}
 	defer stop()
+	// Not earlier: the start tries every suite, and the kernel counts that.
+	before, err := ktls.ReadStats()
+	if err != nil {
+		return nil, err
+	}
+	report.Before = before.Values()
 	for _, client := range []demoClient{curlClient, opensslClient} {
 		t, err := d.fetch(ctx, client)
 		if err != nil {
