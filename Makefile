@@ -68,9 +68,9 @@ test-runner: ## The virtual machine runner itself
 	go test -timeout 30m ./test/vm
 
 test-vm: $(VM) ## All that depends on the kernel, on each; the rest beside OpenSSL 3.5, on one
-	$(VM) test -kernels $(KERNEL) -parallel 2 -timeout 15m ./blob/... ./handshaker
+	$(VM) test -kernels $(KERNEL) -parallel 2 -timeout 30m ./blob/... ./handshaker
 	$(VM) test -together 2 -parallel 1 -run 'TestTheWatch' ./test/vm/watch
-	$(VM) test -watch -together 2 -parallel 1 -module test/vm/tlsnic -timeout 20m ./ktls/... ./cmd/offloadd ./cmd/offloadd/internal/custody
+	$(VM) test -watch -together 2 -parallel 1 -module test/vm/tlsnic -timeout 40m ./ktls/... ./cmd/offloadd ./cmd/offloadd/internal/custody
 
 shell: build $(VM) ## A shell in the virtual machine; KERNEL=6.1, 6.12 or 7
 	@$(VM) exec -kernel $(KERNEL) -no-dir -file $(BIN)/offloadd:/usr/bin/offloadd -- /bin/sh

@@ -56,19 +56,8 @@ func opensslSuite(suite blob.CipherSuite) []string {
 	return []string{"-tls1_2", "-cipher", name}
 }
 
-// Each direction carries this much: RSA suites less, since only their handshake
-// differs from the ECDSA ones.
-const (
-	transferSize = 64 << 20
-	transferRSA  = 1 << 20
-)
-
-func sizeFor(suite blob.CipherSuite) int64 {
-	if strings.Contains(suite.String(), "_RSA_") {
-		return transferRSA
-	}
-	return transferSize
-}
+// transferSize is what each direction carries, in bytes.
+const transferSize = 64 << 20
 
 // payload is random bytes, in memory and in a file. What arrives is compared byte by
 // byte, which says more than equal SHA-256 sums and is ten times as fast in an
@@ -88,30 +77,30 @@ func newPayload(t testing.TB) *payload {
 	return p
 }
 
-// send writes the first size bytes, from the file.
-func (p *payload) send(w io.Writer, size int64) error {
+// send writes all of it, from the file.
+func (p *payload) send(w io.Writer) error {
 	f, err := os.Open(p.path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	n, err := io.Copy(w, io.LimitReader(f, size))
-	if err == nil && n != size {
-		err = fmt.Errorf("sent %d bytes of %d", n, size)
+	n, err := io.Copy(w, io.LimitReader(f, transferSize))
+	if err == nil && n != transferSize {
+		err = fmt.Errorf("sent %d bytes of %d", n, transferSize)
 	}
 	return err
 }
 
-// receive reads size bytes and compares.
-func (p *payload) receive(r io.Reader, size int64) error {
+// receive reads as many bytes and compares.
+func (p *payload) receive(r io.Reader) error {
 	buf := make([]byte, 256<<10)
-	for done := int64(0); done < size; {
-		n, err := r.Read(buf[:min(int64(len(buf)), size-done)])
-		if !bytes.Equal(buf[:n], p.data[done:done+int64(n)]) {
-			return fmt.Errorf("the bytes from %d to %d differ", done, done+int64(n))
+	for done := 0; done < transferSize; {
+		n, err := r.Read(buf[:min(len(buf), transferSize-done)])
+		if !bytes.Equal(buf[:n], p.data[done:done+n]) {
+			return fmt.Errorf("the bytes from %d to %d differ", done, done+n)
 		}
-		if done += int64(n); err != nil && done < size {
-			return fmt.Errorf("after %d bytes of %d: %w", done, size, err)
+		if done += n; err != nil && done < transferSize {
+			return fmt.Errorf("after %d bytes of %d: %w", done, transferSize, err)
 		}
 	}
 	return nil
@@ -127,10 +116,10 @@ func drain(r io.Reader) error {
 }
 
 // both sends and receives at once.
-func (p *payload) both(w io.Writer, r io.Reader, size int64) error {
+func (p *payload) both(w io.Writer, r io.Reader) error {
 	sent := make(chan error, 1)
-	go func() { sent <- p.send(w, size) }()
-	err := p.receive(r, size)
+	go func() { sent <- p.send(w) }()
+	err := p.receive(r)
 	return errors.Join(err, <-sent)
 }
 
@@ -140,14 +129,13 @@ func TestEverySuiteAsServer(t *testing.T) {
 	requireDaemon(t)
 	d := startDaemon(t, sharedIdentity(t), daemonOptions{})
 	p := newPayload(t)
-	var size int64
 	outcome := make(chan error, 1)
 	d.serveApplication(func(c net.Conn) {
-		err := p.both(c, c, size)
+		err := p.both(c, c)
 		outcome <- errors.Join(err, c.Close())
 	})
 	peers := map[string]func(*testing.T, blob.CipherSuite) error{
-		"OpenSSL": func(t *testing.T, suite blob.CipherSuite) error { return d.opensslTransfers(p, suite, size) },
+		"OpenSSL": func(t *testing.T, suite blob.CipherSuite) error { return d.opensslTransfers(p, suite) },
 		"Go": func(t *testing.T, suite blob.CipherSuite) error {
 			config := d.clientConfig()
 			only(t, suite, config)
@@ -156,13 +144,12 @@ func TestEverySuiteAsServer(t *testing.T) {
 				return err
 			}
 			defer c.Close()
-			return errors.Join(p.both(c, c, size), drain(c))
+			return errors.Join(p.both(c, c), drain(c))
 		},
 	}
 	for _, suite := range blob.CipherSuites() {
 		for peer, transfer := range peers {
 			t.Run(fmt.Sprintf("%v/%s", suite, peer), func(t *testing.T) {
-				size = sizeFor(suite)
 				expectKernelTLS(t, 1, func() {
 					if err := transfer(t, suite); err != nil {
 						t.Errorf("peer: %v\n%s", err, d.log.dump())
@@ -200,12 +187,12 @@ func expectKernelTLS(t *testing.T, n uint64, f func()) {
 	}
 }
 
-func (d *testDaemon) opensslTransfers(p *payload, suite blob.CipherSuite, size int64) error {
+func (d *testDaemon) opensslTransfers(p *payload, suite blob.CipherSuite) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "openssl", append([]string{"s_client", "-quiet", "-verify_quiet", "-verify_return_error",
 		"-connect", d.address, "-servername", "localhost", "-CAfile", d.id.caPath}, opensslSuite(suite)...)...)
-	return pipeTransfer(cmd, func(stdin io.Writer, stdout io.Reader) error { return p.both(stdin, stdout, size) })
+	return pipeTransfer(cmd, func(stdin io.Writer, stdout io.Reader) error { return p.both(stdin, stdout) })
 }
 
 // pipeTransfer runs a program and talks to it; at the end its input is closed.
@@ -270,10 +257,9 @@ func clientAgainstOpenSSL(t *testing.T, id *identity, p *payload, suite blob.Cip
 			return err
 		}
 		defer c.Close()
-		size := sizeFor(suite)
 		ours := make(chan error, 1)
-		go func() { ours <- p.both(c, c, size) }()
-		err = p.both(stdin, stdout, size)
+		go func() { ours <- p.both(c, c) }()
+		err = p.both(stdin, stdout)
 		return errors.Join(err, <-ours)
 	})
 	if err != nil {
@@ -289,7 +275,6 @@ func clientAgainstGo(t *testing.T, id *identity, p *payload, suite blob.CipherSu
 	defer l.Close()
 	config := &tls.Config{Certificates: id.serverForTest}
 	only(t, suite, config)
-	size := sizeFor(suite)
 	server := make(chan error, 1)
 	go func() {
 		c, err := l.Accept()
@@ -299,11 +284,11 @@ func clientAgainstGo(t *testing.T, id *identity, p *payload, suite blob.CipherSu
 		}
 		defer c.Close()
 		s := tls.Server(c, config)
-		server <- errors.Join(p.both(s, s, size), drain(s))
+		server <- errors.Join(p.both(s, s), drain(s))
 	}()
 	c, err := offloadedClient(dialRetry(t, l.Addr().String()), id, &tls.Config{})
 	if err == nil {
-		err = errors.Join(p.both(c, c, size), c.Close())
+		err = errors.Join(p.both(c, c), c.Close())
 	}
 	if err := errors.Join(err, <-server); err != nil {
 		t.Error(err)
