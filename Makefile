@@ -15,7 +15,7 @@ KERNEL ?= 6.12
 FUZZTIME ?= 5s
 export CGO_ENABLED = 0
 
-.PHONY: help demo test build lint test-host fuzz test-runner test-vm test-no-tls shell FORCE
+.PHONY: help demo test build lint test-host fuzz test-runner test-vm test-no-tls shell bpf FORCE
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ demo: build $(VM) ## Serve a directory to curl and openssl over kernel TLS, and 
 build: ## Build offloadd into the cache
 	@mkdir -p $(BIN)
 	@go build -trimpath -o $(BIN)/offloadd ./cmd/offloadd
+
+bpf: $(VM) ## Build bpf/*.o of bpf/src; needs root
+	$(VM) bpf ./bpf
 
 $(VM): FORCE
 	@mkdir -p $(BIN)

@@ -30,8 +30,9 @@ var mayImport = map[string][]string{
 	"blob/handoff":  {"blob"},
 	"handshaker":    {"blob"},
 	"ktls":          {"blob"},
+	"bpf":           {},
 	"ktls/ktlstest": {"blob", "ktls"},
-	"cmd/offloadd": {"blob", "blob/handoff", "handshaker", "ktls", "cmd/offloadd/internal/custody",
+	"cmd/offloadd": {"blob", "blob/handoff", "handshaker", "ktls", "bpf", "cmd/offloadd/internal/custody",
 		"cmd/offloadd/internal/ledger", "cmd/offloadd/internal/signer", "cmd/offloadd/internal/token"},
 	"cmd/offloadd/internal/custody":         {},
 	"cmd/offloadd/internal/ledger":          {"blob"},
@@ -45,7 +46,7 @@ var mayImport = map[string][]string{
 // keyPath are the packages that secrets go through, and foreign all that these may
 // import beside the standard library.
 var (
-	keyPath = []string{"blob", "blob/handoff", "handshaker", "ktls", "cmd/offloadd/internal/ledger"}
+	keyPath = []string{"blob", "blob/handoff", "handshaker", "ktls", "bpf", "cmd/offloadd/internal/ledger"}
 	foreign = []string{"golang.org/x/crypto/", "golang.org/x/sys/", "github.com/vishvananda/netlink", "github.com/cilium/ebpf"}
 )
 

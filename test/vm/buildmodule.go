@@ -93,9 +93,9 @@ func (f *fetcher) module(ctx context.Context, k *kernel, source *moduleSource) (
 	if fileExists(built) {
 		return built, nil
 	}
-	tools, err := f.toolchain(ctx)
+	tools, err := f.toolchain(ctx, toolchainPackages)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%w (only --module needs it)", err)
 	}
 	headers, err := f.headers(ctx, tools, k)
 	if err != nil {

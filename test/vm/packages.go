@@ -43,6 +43,10 @@ var hostPackages = []string{"qemu-system-x86", "xz-utils"}
 var toolchainPackages = []string{"gcc-14", "make", "binutils", "coreutils", "dash", "grep", "mawk", "sed",
 	"libelf1t64", "libssl3t64", "zlib1g"}
 
+// compilerPackages build BPF objects, see bpfobjects.go. The compiler is of one release, as every other would make other
+// bytes of the same source. Libbpf's headers declare the kernel's helpers.
+var compilerPackages = []string{"clang-19", "llvm-19", "libbpf-dev"}
+
 // guestPackages are what a test finds in the guest, with all their dependencies. Every megabyte is copied by an
 // emulated CPU at each boot.
 var guestPackages = []string{

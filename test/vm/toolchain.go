@@ -13,34 +13,42 @@ import (
 	"strings"
 )
 
-// A toolchain is a directory with a compiler and all that kbuild calls, in which the programs of Debian's kernel
-// packages run too: those of the newest kernel want a newer C library than the host may have. One serves all kernels.
+// A toolchain is a root directory with a compiler and all that it calls. Its programs run in there, so what they make
+// does not depend on the host.
 //
-// Headers of kernels lie below it, in kernels/<release>, as they must be within the same root.
+// The one for modules serves all kernels. The programs of Debian's kernel packages run in it too: those of the newest
+// kernel want a newer C library than the host may have. Headers of kernels lie below it, in kernels/<release>, as they
+// must be within the same root.
 type toolchain struct{ root string }
 
-// toolchainName names the toolchain by its packages.
-var toolchainName = "toolchain-1-" + shortHash(userlandSuite+strings.Join(toolchainPackages, " "))
+// toolchainName names the toolchain for modules by its packages.
+var toolchainName = nameToolchain(toolchainPackages)
 
-// toolchain makes sure that it is cached. The caller holds the lock.
-func (f *fetcher) toolchain(ctx context.Context) (*toolchain, error) {
-	tools := &toolchain{root: f.cache.path(toolchainName)}
-	if f.cache.has(toolchainName) {
+func nameToolchain(packages []string) string {
+	return "toolchain-1-" + shortHash(userlandSuite+strings.Join(packages, " "))
+}
+
+// toolchain makes sure that the one of these packages is cached. The compiler's package comes first. The caller holds
+// the lock.
+func (f *fetcher) toolchain(ctx context.Context, packages []string) (*toolchain, error) {
+	name := nameToolchain(packages)
+	tools := &toolchain{root: f.cache.path(name)}
+	if f.cache.has(name) {
 		return tools, nil
 	}
 	err := f.withLists(ctx, func() error {
-		f.progress.step("toolchain (%s)", strings.Join(toolchainPackages, ", "))
-		return f.cache.build(toolchainName, func(dir string) error {
-			if err := f.unpackPackages(ctx, dir, toolchainPackages); err != nil {
+		f.progress.step("toolchain (%s)", strings.Join(packages, ", "))
+		return f.cache.build(name, func(dir string) error {
+			if err := f.unpackPackages(ctx, dir, packages); err != nil {
 				return err
 			}
 			return completeToolchain(dir)
 		})
 	})
 	if err != nil {
-		return nil, fmt.Errorf("fetch the toolchain, which only --module needs: %w", err)
+		return nil, fmt.Errorf("fetch a toolchain: %w", err)
 	}
-	f.progress.done("gcc " + f.packageVersion(toolchainName, "gcc-14"))
+	f.progress.done(packages[0] + " " + f.packageVersion(name, packages[0]))
 	return tools, nil
 }
 
@@ -60,14 +68,14 @@ func completeToolchain(root string) error {
 	return os.WriteFile(filepath.Join(root, "dev/null"), nil, 0o644)
 }
 
-// enterRoot mounts what kbuild needs and runs "$@" in the root directory that comes first. It runs in name spaces of
+// enterRoot mounts what compilers need and runs "$@" in the root directory that comes first. It runs in name spaces of
 // its own, so nothing is left mounted, and nothing running, however it ends.
 const enterRoot = `mount --bind /dev/null "$1/dev/null" && mount -t proc proc "$1/proc" && exec chroot "$@"`
 
 // run executes a program of the toolchain. Its output belongs into the error only.
 func (t *toolchain) run(ctx context.Context, program string, arguments ...string) error {
 	if os.Geteuid() != 0 {
-		return errors.New("building a kernel module needs root, for chroot, and this is not root")
+		return errors.New("the compiler runs in a root directory of its own, and for chroot this must be root")
 	}
 	command := exec.CommandContext(ctx, "unshare", append([]string{"--mount", "--pid", "--fork", "--kill-child",
 		"sh", "-c", enterRoot, "sh", t.root, program}, arguments...)...)

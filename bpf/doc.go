@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bpf guards managed sockets from inside the kernel, and watches them.
+//
+// A socket is managed while its number (SO_COOKIE) is in a map. Nobody but a KEYHOLDER gets or sets the keys of such a
+// socket, and no other process looks into the memory of a SHIELDED one, root neither.
+//
+// Load needs privileges, once: it attaches the programs and pins them, with their maps, below a directory of the BPF file
+// system. From then on they act by themselves, whoever is killed. OpenGuard needs no capability, only that the pins may be
+// opened: it tells the programs what is managed and who has which role.
+//
+// What this does not protect from: a root who loads BPF programs or kernel modules, reads /dev/mem, or removes the pins
+// or changes the maps. Sockets that are not managed are not touched at all.
+package bpf
