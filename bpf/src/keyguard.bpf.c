@@ -30,7 +30,8 @@ enum {
 /* guard denies something on a managed socket. */
 static __always_inline int guard(struct socket *sock, __u32 reason)
 {
-	__u64 cookie = cookie_of(sock->sk);
+	struct sock *sk = sock->sk;
+	__u64 cookie = sk ? cookie_of(sk) : 0;
 	struct managed *managed = managed_by(cookie);
 
 	if (!managed)

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// ErrSilent: a guard is attached and does not act.
+var ErrSilent = errors.New("it is attached, but the kernel does not run it")
+
+// Options of unix.SOL_TLS (include/uapi/linux/tls.h).
+const (
+	tlsTX = 1
+	tlsRX = 2
+)
+
+// A keyAttempt is what the key guard denies on a managed socket, tried on one that is not connected. Without a guard the
+// kernel has another answer than EPERM.
+type keyAttempt struct {
+	name string
+	try  func(fd int) error
+}
+
+var keyAttempts = []keyAttempt{
+	{"getsockopt(TLS_TX)", func(fd int) error { _, err := unix.GetsockoptInt(fd, unix.SOL_TLS, tlsTX); return err }},
+	{"setsockopt(TLS_RX)", func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_TLS, tlsRX, 0) }},
+	{"connect(AF_UNSPEC)", connectNowhere},
+	{"listen", func(fd int) error { return unix.Listen(fd, 1) }},
+}
+
+// connectNowhere disconnects. Package unix has no address of no family.
+func connectNowhere(fd int) error {
+	var address unix.RawSockaddr
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&address)), unsafe.Sizeof(address))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// testKeyGuard tries everything on a socket of its own, and that the socket is forgotten when it is closed.
+func testKeyGuard(sockets *ebpf.Map) error {
+	if err := tryKeyGuard(sockets, keyAttempts); err != nil {
+		return fmt.Errorf("self-test of the key guard: %w", err)
+	}
+	return nil
+}
+
+func tryKeyGuard(sockets *ebpf.Map, attempts []keyAttempt) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		return err
+	}
+	// Something else may deny it too, and then the guard is not what is tested.
+	if err := keyAttempts[0].try(fd); errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%s on a socket that is not managed: %w; which security module or filter forbids that?", keyAttempts[0].name, err)
+	}
+	if err := sockets.Put(cookie, managed{Phase: pending, Flags: flagProbe}); err != nil {
+		return fmt.Errorf("make a socket managed: %w", err)
+	}
+	defer func() { _ = sockets.Delete(cookie) }() // key_free may have, or may not be attached
+	for _, attempt := range attempts {
+		if err := attempt.try(fd); !errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("%s of a managed socket was answered with %v: %w (active security modules: %s)",
+				attempt.name, answer(err), ErrSilent, securityModules())
+		}
+	}
+	return nil
+}
+
+func answer(err error) string {
+	if err == nil {
+		return "success"
+	}
+	return err.Error()
+}
+
+// testShield tries to take a descriptor from a process that is shielded. That process is this program, stopped at its
+// very first instruction, as a tracer's child is, and killed there.
+func testShield(tasks *ebpf.Map) error {
+	runtime.LockOSThread() // the tracer is a thread
+	defer runtime.UnlockOSThread()
+	pidfd := -1
+	process, err := os.StartProcess("/proc/self/exe", []string{"self-test"}, &os.ProcAttr{
+		Sys: &syscall.SysProcAttr{Ptrace: true, Pdeathsig: syscall.SIGKILL, PidFD: &pidfd}})
+	if err != nil {
+		return fmt.Errorf("self-test of the process shield: start a process to protect: %w", err)
+	}
+	defer func() {
+		_ = process.Kill()
+		_, _ = process.Wait()
+		unix.Close(pidfd)
+	}()
+	if err := tryShield(tasks, pidfd); err != nil {
+		return fmt.Errorf("self-test of the process shield: %w", err)
+	}
+	return nil
+}
+
+func tryShield(tasks *ebpf.Map, pidfd int) error {
+	if err := tasks.Put(uint32(pidfd), uint32(0)); err != nil {
+		return fmt.Errorf("give a process no role: %w", err)
+	}
+	if err := takeDescriptor(pidfd); err != nil {
+		return fmt.Errorf("take a descriptor from a process that is not shielded: %w; which security module or filter forbids that?", err)
+	}
+	if err := tasks.Put(uint32(pidfd), uint32(Shielded)); err != nil {
+		return fmt.Errorf("shield a process: %w", err)
+	}
+	if err := takeDescriptor(pidfd); !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("taking a descriptor from a shielded process was answered with %v: %w (active security modules: %s)",
+			answer(err), ErrSilent, securityModules())
+	}
+	return nil
+}
+
+// anyDescriptor is one that the process need not have. That it has not, the kernel says after it has asked.
+const anyDescriptor = 1 << 20
+
+func takeDescriptor(pidfd int) error {
+	fd, err := unix.PidfdGetfd(pidfd, anyDescriptor, 0)
+	if err == nil {
+		unix.Close(fd)
+	}
+	if errors.Is(err, unix.EBADF) {
+		return nil
+	}
+	return err
+}
