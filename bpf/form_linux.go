@@ -9,19 +9,20 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 )
 
 // formProgram is the one with which a form is tried.
 const formProgram = "key_get"
 
 // chooseForm returns the wanted form, or the first of all that works on this kernel.
-func chooseForm(all *set, wanted Form) (Form, error) {
+func chooseForm(all *set, wanted Form, types *btf.Cache) (Form, error) {
 	var errs []error
 	for _, form := range []Form{FormLSM, FormModifyReturn} {
 		if wanted != "" && wanted != form {
 			continue
 		}
-		err := tryForm(all, form)
+		err := tryForm(all, form, types)
 		if err == nil {
 			return form, nil
 		}
@@ -36,14 +37,14 @@ func chooseForm(all *set, wanted Form) (Form, error) {
 
 // tryForm attaches one guard for a moment, with maps of its own: a guard that acts already knows none of their sockets,
 // and cannot be what answers.
-func tryForm(all *set, form Form) error {
+func tryForm(all *set, form Form, types *btf.Cache) error {
 	p := all.program(formProgram)
 	if p == nil {
 		return fmt.Errorf("no object has a program %s", formProgram)
 	}
 	spec := p.in(form)
 	spec.Maps[mapSockets].MaxEntries = 1
-	collection, err := ebpf.NewCollection(spec)
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: types})
 	if err != nil {
 		return privilege("load", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 )
 
@@ -43,11 +44,12 @@ func loadObjects(o Options, objects []object) (Report, error) {
 		return Report{}, err
 	}
 	defer unlock()
-	form, err := chooseForm(all, o.Form)
+	types := btf.NewCache()
+	form, err := chooseForm(all, o.Form, types)
 	if err != nil {
 		return Report{}, err
 	}
-	l := &loading{pins: p, set: all, form: form, cgroup: cmp.Or(o.Cgroup, rootCgroup), maps: map[string]*ebpf.Map{}}
+	l := &loading{pins: p, set: all, form: form, cgroup: cmp.Or(o.Cgroup, rootCgroup), types: types, maps: map[string]*ebpf.Map{}}
 	defer l.close()
 	if err := l.run(); err != nil {
 		return Report{}, errors.Join(err, l.undo())
@@ -61,6 +63,7 @@ type loading struct {
 	set     *set
 	form    Form
 	cgroup  string
+	types   *btf.Cache // of the kernel: to read them takes as long as all else
 	existed bool // the directory did, before
 	maps    map[string]*ebpf.Map
 	steps   []*step
@@ -139,7 +142,7 @@ func (l *loading) loadPrograms() error {
 		if p.object.module != "" {
 			requestModule(p.object.module)
 		}
-		if err := s.load(p.in(l.form), l.maps); err != nil {
+		if err := s.load(p.in(l.form), l.maps, l.types); err != nil {
 			err = privilege(fmt.Sprintf("load program %s of %s", p.name, p.object.name), err)
 			if !p.object.optional {
 				return err
@@ -150,12 +153,12 @@ func (l *loading) loadPrograms() error {
 	return nil
 }
 
-func (s *step) load(spec *ebpf.CollectionSpec, all map[string]*ebpf.Map) error {
+func (s *step) load(spec *ebpf.CollectionSpec, all map[string]*ebpf.Map, types *btf.Cache) error {
 	replacements := map[string]*ebpf.Map{}
 	for name := range spec.Maps {
 		replacements[name] = all[name]
 	}
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements, Cache: types})
 	if err != nil {
 		return err
 	}

@@ -13,11 +13,11 @@ func TestLoad(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("%+v", r)
+			_ = r
 			r, err = Load(Options{Form: form})
-			t.Logf("%+v %v", r, err)
+			_, _ = r, err
 			r, err = Inspect("")
-			t.Logf("%+v %v", r, err)
+			_, _ = r, err
 			if err := Unload(""); err != nil {
 				t.Fatal(err)
 			}
