@@ -21,6 +21,7 @@ type Guard struct {
 	sockets *ebpf.Map
 	tasks   *ebpf.Map
 	stopped *ebpf.Map
+	stops   *ebpf.Map
 }
 
 // ErrNotManaged: the socket is not managed, or it is gone.
@@ -36,7 +37,7 @@ func OpenGuard(dir string) (_ *Guard, err error) {
 			_ = g.Close()
 		}
 	}()
-	for name, into := range map[string]**ebpf.Map{mapSockets: &g.sockets, mapTasks: &g.tasks, mapStopped: &g.stopped} {
+	for name, into := range map[string]**ebpf.Map{mapSockets: &g.sockets, mapTasks: &g.tasks, mapStopped: &g.stopped, mapStops: &g.stops} {
 		*into, err = ebpf.LoadPinnedMap(p.mapPin(name), nil)
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, ErrNotLoaded
@@ -70,7 +71,7 @@ func (p pins) form() (Form, error) {
 // Close closes the maps. The programs go on.
 func (g *Guard) Close() error {
 	var errs []error
-	for _, m := range []*ebpf.Map{g.sockets, g.tasks, g.stopped} {
+	for _, m := range []*ebpf.Map{g.sockets, g.tasks, g.stopped, g.stops} {
 		if m != nil {
 			errs = append(errs, m.Close())
 		}

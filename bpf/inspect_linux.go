@@ -11,11 +11,9 @@ import (
 )
 
 // Inspect says what is pinned in a directory. It changes nothing. ErrNotLoaded: nothing is.
-func Inspect(dir string) (Report, error) { return inspectObjects(dir, objects()) }
-
-func inspectObjects(dir string, objects []object) (Report, error) {
+func Inspect(dir string) (Report, error) {
 	p := pins{cmp.Or(dir, DefaultDir)}
-	all, err := readObjects(objects)
+	all, err := readObjects(objects())
 	if err != nil {
 		return Report{}, err
 	}

@@ -31,14 +31,16 @@ const rootCgroup = "/sys/fs/cgroup"
 // with all that is in them. If it fails, what was there before is still there, and what was not is not.
 //
 // It may be called at any time, and by several processes at once.
-func Load(o Options) (Report, error) { return loadObjects(o, objects()) }
-
-func loadObjects(o Options, objects []object) (Report, error) {
-	p := pins{cmp.Or(o.Dir, DefaultDir)}
-	all, err := readObjects(objects)
+func Load(o Options) (Report, error) {
+	all, err := readObjects(objects())
 	if err != nil {
 		return Report{}, err
 	}
+	return all.load(o)
+}
+
+func (all *set) load(o Options) (Report, error) {
+	p := pins{cmp.Or(o.Dir, DefaultDir)}
 	unlock, err := p.lock()
 	if err != nil {
 		return Report{}, err

@@ -100,6 +100,6 @@ func (p *program) isGuard() bool { return p.spec.Programs[p.name].Type == ebpf.L
 // describe is the program's line of a report, as far as the object tells.
 func (p *program) describe(form Form) Program {
 	one := p.in(form).Programs[p.name]
-	return Program{Name: p.name, Object: p.object.name, Feature: p.object.feature,
+	return Program{Name: p.name, Object: p.object.name, Feature: p.object.feature, Optional: p.object.optional,
 		Hook: one.AttachTo, Attach: attachName(one.Type, one.AttachType)}
 }

@@ -37,6 +37,8 @@ type Program struct {
 	Object  string `json:"object"`
 	Feature string `json:"feature"`
 	Hook    string `json:"hook"`
+	// Optional: without it all others do what they are for.
+	Optional bool `json:"optional"`
 	Attach  string `json:"attach"` // lsm, fmod_ret, fentry, ...
 	ID      uint32 `json:"id,omitempty"`
 	Tag     string `json:"tag,omitempty"`

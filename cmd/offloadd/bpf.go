@@ -49,9 +49,11 @@ func bpfSubcommand(env *environment, c *cobra.Command, do func(dir string) (bpf.
 			return bpfError(err)
 		}
 		if asJSON {
-			return writeJSON(env.stdout, r)
+			err = writeJSON(env.stdout, r)
+		} else {
+			err = printBPF(env.stdout, &r)
 		}
-		return printBPF(env.stdout, &r)
+		return errors.Join(err, bpfMissing(&r))
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
@@ -117,6 +119,16 @@ for its keys. Stop the daemon first.`,
 		return nil
 	}
 	return c
+}
+
+// bpfMissing is an error if a program is off that is not optional.
+func bpfMissing(r *bpf.Report) error {
+	for _, p := range r.Off() {
+		if !p.Optional {
+			return machineError("program %s of the %s is off: %s", p.Name, p.Feature, p.Off)
+		}
+	}
+	return nil
 }
 
 // bpfError gives an error its exit code: that of a machine that cannot, or of work that went wrong.
