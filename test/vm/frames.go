@@ -43,6 +43,8 @@ type startedMessage struct {
 type exitMessage struct {
 	Code  int
 	Error string // why the command could not be run; empty if it was
+	// Locked: the kernel is locked down, so the machine cannot end by the port and is restarted.
+	Locked bool
 }
 
 type windowMessage struct{ Rows, Cols uint16 }

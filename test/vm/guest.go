@@ -62,7 +62,7 @@ func serve(port *os.File, spec *guestSpec) error {
 	}
 	command := &guestCommand{spec: spec, out: out, bye: make(chan struct{})}
 	code, err := command.runWatched(port)
-	exit := exitMessage{Code: code}
+	exit := exitMessage{Code: code, Locked: lockedDown()}
 	if command.pid == 0 {
 		go command.receive(port)
 	}

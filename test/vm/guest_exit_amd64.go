@@ -4,7 +4,9 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,9 +23,18 @@ const (
 // outb writes to an I/O port.
 func outb(port uint16, value byte)
 
+// lockedDown: then not even root may use I/O ports (LOCKDOWN_IOPORT in include/linux/security.h).
+func lockedDown() bool {
+	text, err := os.ReadFile("/sys/kernel/security/lockdown")
+	return err == nil && !strings.Contains(string(text), "[none]")
+}
+
 // endMachine does not return if all is well. The permission is the thread's, so it must stay on this one.
 func endMachine() error {
 	runtime.LockOSThread()
+	if lockedDown() {
+		return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) // with -no-reboot this ends QEMU; the host was told
+	}
 	if err := unix.Ioperm(debugExitPort, 1, 1); err != nil {
 		return fmt.Errorf("ask for I/O port %#x: %w", debugExitPort, err)
 	}

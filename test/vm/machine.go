@@ -214,7 +214,7 @@ func (m *machine) verdict(cause, talkErr error, state *os.ProcessState, said str
 	case m.exit == nil || !m.ended:
 		return exitMachine, m.trouble(fmt.Sprintf("the guest ended without the command's status (QEMU: %v) %s", state, said),
 			nil, tail)
-	case state.ExitCode() != debugExitStatus:
+	case state.ExitCode() != debugExitStatus && !(m.exit.Locked && state.ExitCode() == 0):
 		return exitMachine, m.trouble(fmt.Sprintf("the guest did not end by itself (QEMU: %v) %s", state, said), nil, tail)
 	case m.exit.Error != "":
 		return m.exit.Code, errors.New(m.exit.Error)

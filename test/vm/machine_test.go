@@ -41,6 +41,8 @@ func TestVerdict(t *testing.T) {
 		"panic looks like 0":   {console: "Kernel panic - not syncing: sysrq\n", qemu: 0, code: exitKernel, says: "Kernel panic"},
 		"silent death":         {qemu: 0, code: exitMachine, says: "without the command's status"},
 		"death after status":   {exit: &exitMessage{}, qemu: 0, code: exitMachine, says: "did not end by itself"},
+		"locked down":          {exit: &exitMessage{Locked: true}, qemu: 0, code: 0},
+		"locked down and dead": {exit: &exitMessage{Locked: true}, unfinished: true, qemu: 0, code: exitMachine, says: "without"},
 		"death before the end": {exit: &exitMessage{}, unfinished: true, qemu: debugExitStatus, code: exitMachine, says: "without"},
 		"warning":              {console: "[    1.2] WARNING: CPU: 0\n", exit: &exitMessage{}, qemu: debugExitStatus, code: exitKernel, says: "WARNING: CPU: 0"},
 		"timeout":              {cause: context.DeadlineExceeded, qemu: 0, code: exitTimeout, says: "timeout"},
