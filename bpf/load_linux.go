@@ -66,7 +66,7 @@ type loading struct {
 	form    Form
 	cgroup  string
 	types   *btf.Cache // of the kernel: to read them takes as long as all else
-	existed bool // the directory did, before
+	existed bool       // the directory did, before
 	maps    map[string]*ebpf.Map
 	steps   []*step
 	pinned  []string // paths that this call added

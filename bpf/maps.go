@@ -41,6 +41,8 @@ const (
 	Handshaker
 	// Shielded lets no other process look into its memory, or take its descriptors. Its children are born so.
 	Shielded
+	// probed marks a process of the self-test.
+	probed
 )
 
 // lostEvents is the counter of stops of which the ring had no room to tell.

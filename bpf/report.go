@@ -38,10 +38,10 @@ type Program struct {
 	Feature string `json:"feature"`
 	Hook    string `json:"hook"`
 	// Optional: without it all others do what they are for.
-	Optional bool `json:"optional"`
-	Attach  string `json:"attach"` // lsm, fmod_ret, fentry, ...
-	ID      uint32 `json:"id,omitempty"`
-	Tag     string `json:"tag,omitempty"`
+	Optional bool   `json:"optional"`
+	Attach   string `json:"attach"` // lsm, fmod_ret, fentry, ...
+	ID       uint32 `json:"id,omitempty"`
+	Tag      string `json:"tag,omitempty"`
 	// Change is what Load did: "new", "replaced", "same".
 	Change string `json:"change,omitempty"`
 	// Off says why the program is not attached; empty if it is.

@@ -129,7 +129,7 @@ func tryShield(tasks *ebpf.Map, pidfd int) error {
 	if err := takeDescriptor(pidfd); err != nil {
 		return fmt.Errorf("take a descriptor from a process that is not shielded: %w; which security module or filter forbids that?", err)
 	}
-	if err := tasks.Put(uint32(pidfd), uint32(Shielded)); err != nil {
+	if err := tasks.Put(uint32(pidfd), uint32(Shielded|probed)); err != nil {
 		return fmt.Errorf("shield a process: %w", err)
 	}
 	if err := takeDescriptor(pidfd); !errors.Is(err, unix.EPERM) {

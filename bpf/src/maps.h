@@ -38,6 +38,7 @@ enum role {
 	KEYHOLDER = 1,  /* may get and set keys */
 	HANDSHAKER = 2, /* may send on a PENDING socket */
 	SHIELDED = 4,   /* no other process may look into its memory, or take its descriptors */
+	PROBED = 8,     /* a SHIELDED one of the self-test: what is denied is not counted */
 };
 
 /* Roles are those of a process, and so kept at the leader of its threads. */

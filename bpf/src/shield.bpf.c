@@ -16,11 +16,14 @@ enum { CLONE_THREAD = 0x00010000 };
 SEC("lsm/ptrace_access_check")
 int BPF_PROG(shield_access, struct task_struct *child, unsigned int mode, int ret)
 {
-	if (ret)
+	__u32 roles;
+
+	if (ret || !(mode & PTRACE_MODE_ATTACH))
 		return ret;
-	if (!(mode & PTRACE_MODE_ATTACH) || !(roles_of(child) & SHIELDED))
+	roles = roles_of(child);
+	if (!(roles & SHIELDED))
 		return 0;
-	return refuse(STOPPED_ATTACH, 0, child->tgid);
+	return roles & PROBED ? -EPERM : refuse(STOPPED_ATTACH, 0, child->tgid);
 }
 
 /* A new process begins in the memory of its parent (vfork) or with a copy of it, and so under the same shield. Its other
