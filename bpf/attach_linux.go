@@ -76,6 +76,9 @@ func pinnedProgram(path string) (*attached, error) {
 		return nil, err
 	}
 	p, err := ebpf.NewProgramFromID(about.Program)
+	if errors.Is(err, unix.EPERM) {
+		return &attached{id: about.Program}, nil // that it is there is told to everybody, more to CAP_SYS_ADMIN only
+	}
 	if err != nil {
 		return nil, err
 	}

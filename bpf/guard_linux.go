@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // A Guard tells the attached programs which sockets are managed, and what processes may do with them. It needs no
@@ -23,6 +24,9 @@ type Guard struct {
 	stopped *ebpf.Map
 	stops   *ebpf.Map
 }
+
+// ErrFull: as many sockets as can be are managed.
+var ErrFull = errors.New("262144 sockets are managed, and no more can be")
 
 // ErrNotManaged: the socket is not managed, or it is gone.
 var ErrNotManaged = errors.New("the socket is not managed, or it is gone")
@@ -92,7 +96,11 @@ func (g *Guard) Pending(cookie uint64) error {
 	if cookie == 0 {
 		return errors.New("guard a socket: it has no cookie")
 	}
-	if err := g.sockets.Update(cookie, managed{Phase: pending}, ebpf.UpdateAny); err != nil {
+	err := g.sockets.Update(cookie, managed{Phase: pending}, ebpf.UpdateAny)
+	if errors.Is(err, unix.E2BIG) {
+		err = ErrFull
+	}
+	if err != nil {
 		return fmt.Errorf("guard socket %d: %w", cookie, err)
 	}
 	return nil
@@ -117,8 +125,10 @@ func (g *Guard) change(cookie uint64, to phase) error {
 }
 
 // Admit gives a process exactly these roles, and none else. The process is named by a pidfd, so it cannot be another of
-// the same number. To shield a process that is being traced is an error, as its tracer goes on seeing all of its memory;
-// the roles it has then all the same.
+// the same number. Its children do not get them, but the shield; when it executes another program it keeps the shield
+// alone. To shield a process that is being traced is an error, as its tracer goes on seeing all of its memory; the roles it
+// has then all the same. Whoever opened /proc/PID/mem before goes on, too, and is not seen: shield a process before it has
+// secrets, and let it execute itself after, or let it be born of one that is shielded.
 func (g *Guard) Admit(pidfd int, roles Role) error {
 	if err := g.tasks.Put(uint32(pidfd), uint32(roles)); err != nil {
 		return fmt.Errorf("give a process its roles: %w", err)
@@ -131,6 +141,9 @@ func (g *Guard) Admit(pidfd int, roles Role) error {
 		return fmt.Errorf("shield a process: %w", err)
 	}
 	tracer, err := numberFrom(fmt.Sprintf("/proc/%d/status", pid), "TracerPid:")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // it has ended, or /proc does not show it (hidepid)
+	}
 	if err != nil {
 		return fmt.Errorf("shield process %d: %w", pid, err)
 	}

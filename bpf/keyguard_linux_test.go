@@ -39,6 +39,7 @@ func TestGuards(t *testing.T) {
 				{"no process reaches into a shielded one", shieldsFromOthers},
 				{"a shielded process sees its own memory", leavesOwnMemoryAlone},
 				{"children of a shielded process are born shielded", shieldsChildren},
+				{"the shield is kept over an exec", keepsTheShieldOverExec},
 				{"shielding a process that is traced is an error", refusesTheTraced},
 			} {
 				t.Run(test.name, func(t *testing.T) { test.run(t, g) })

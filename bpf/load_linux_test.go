@@ -366,7 +366,7 @@ func TestAMissingProgramIsSeenAndMadeUpFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := pins{DefaultDir}
-	missing := []string{"key_set", "key_listen", "shield_access"}
+	missing := []string{"key_set", "key_listen", "key_free", "shield_access"}
 	for _, one := range r.Programs {
 		if !slices.Contains(missing, one.Name) {
 			continue
@@ -397,6 +397,25 @@ func TestAMissingProgramIsSeenAndMadeUpFor(t *testing.T) {
 	}
 	if err := g.SelfTest(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestAFullMapIsAnError(t *testing.T) {
+	require(t)
+	g := load(t, "")
+	n := g.sockets.MaxEntries()
+	cookies, values := make([]uint64, n), make([]managed, n)
+	for i := range cookies {
+		cookies[i] = 1<<48 + uint64(i)
+	}
+	if _, err := g.sockets.BatchUpdate(cookies, values, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Pending(1 << 50); !errors.Is(err, ErrFull) {
+		t.Errorf("one more than can be: %v", err)
+	}
+	if err := g.Ready(cookies[0]); err != nil {
+		t.Errorf("one that is there: %v", err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"testing"
 
@@ -25,12 +26,14 @@ func processes() map[string]func() any {
 		"spinner":  spinnerProcess,
 		"victim":   victimProcess,
 		"intruder": intruderProcess,
+		"executor": executorProcess,
 		"loader":   loaderProcess,
 		"daemon":   daemonProcess,
 	}
 }
 
 func TestMain(m *testing.M) {
+	runtime.LockOSThread() // so that it is the process's first thread that runs the process of a test
 	name := os.Getenv(envProcess)
 	if name == "" {
 		os.Exit(m.Run())

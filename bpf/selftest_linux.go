@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -50,22 +51,64 @@ func connectNowhere(fd int) error {
 
 // testKeyGuard tries everything on a socket of its own, and that the socket is forgotten when it is closed.
 func testKeyGuard(sockets *ebpf.Map) error {
-	if err := tryKeyGuard(sockets, keyAttempts); err != nil {
+	err := tryKeyGuard(sockets, keyAttempts)
+	if err == nil {
+		err = tryForgetting(sockets)
+	}
+	if err != nil {
 		return fmt.Errorf("self-test of the key guard: %w", err)
 	}
 	return nil
 }
 
+// freePatience is how long the kernel may take to free a socket that was closed.
+const freePatience = 2 * time.Second
+
+func tryForgetting(sockets *ebpf.Map) error {
+	cookie, err := closedSocket(sockets)
+	if err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(freePatience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if err := sockets.Lookup(cookie, new(managed)); errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+	}
+	_ = sockets.Delete(cookie)
+	return fmt.Errorf("a socket is still managed %v after it was closed: %w", freePatience, ErrSilent)
+}
+
+// closedSocket returns the cookie of one that was closed while it was managed.
+func closedSocket(sockets *ebpf.Map) (uint64, error) {
+	fd, cookie, err := newSocket()
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	if err := sockets.Put(cookie, managed{Phase: pending, Flags: flagProbe}); err != nil {
+		return 0, fmt.Errorf("make a socket managed: %w", err)
+	}
+	return cookie, nil
+}
+
+func newSocket() (fd int, cookie uint64, err error) {
+	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, 0, fmt.Errorf("make a socket: %w", err)
+	}
+	if cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE); err != nil {
+		unix.Close(fd)
+		return -1, 0, fmt.Errorf("ask for a socket's cookie: %w", err)
+	}
+	return fd, cookie, nil
+}
+
 func tryKeyGuard(sockets *ebpf.Map, attempts []keyAttempt) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fd, cookie, err := newSocket()
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-	if err != nil {
-		return err
-	}
 	// Something else may deny it too, and then the guard is not what is tested.
 	if err := keyAttempts[0].try(fd); errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("%s on a socket that is not managed: %w; which security module or filter forbids that?", keyAttempts[0].name, err)

@@ -213,6 +213,47 @@ func shieldsChildren(t *testing.T, g *Guard) {
 	}
 }
 
+// keepsTheShieldOverExec, whichever thread executes the program; the other roles go.
+func keepsTheShieldOverExec(t *testing.T, g *Guard) {
+	for _, thread := range []string{"leader", "other"} {
+		p := start(t, "executor", root, nil, thread)
+		p.read(t, new(string))
+		if err := g.Admit(p.pidfd, Shielded|KeyHolder|Handshaker); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.stdin.Write([]byte("\n")); err != nil {
+			t.Fatal(err)
+		}
+		p.read(t, new(memory)) // it is the victim now
+		var roles uint32
+		if err := g.tasks.Lookup(uint32(p.pidfd), &roles); err != nil || Role(roles) != Shielded {
+			t.Errorf("the roles after an exec by thread %q are %d, %v", thread, roles, err)
+		}
+		if err := takeDescriptor(p.pidfd); err != unix.EPERM {
+			t.Errorf("thread %q: taking a descriptor was answered with: %s", thread, answer(err))
+		}
+	}
+}
+
+// executorProcess becomes the victim when it reads a byte.
+func executorProcess() any {
+	os.Stdout.WriteString("\"waiting\"\n")
+	_, _ = os.Stdin.Read(make([]byte, 1))
+	execute := func() error {
+		os.Setenv(envProcess, "victim")
+		return unix.Exec("/proc/self/exe", os.Args[:1], os.Environ())
+	}
+	if os.Args[1] == "leader" {
+		return execute().Error()
+	}
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		failed <- execute()
+	}()
+	return (<-failed).Error()
+}
+
 func refusesTheTraced(t *testing.T, g *Guard) {
 	victim := start(t, "victim", root, nil)
 	victim.read(t, &memory{})

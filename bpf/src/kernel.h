@@ -60,6 +60,8 @@ struct sockaddr {
 	__u16 sa_family;
 };
 
+struct linux_binprm;
+
 struct task_struct {
 	struct task_struct *group_leader;
 	__s32 pid;
