@@ -28,7 +28,7 @@ func TestEveryCommandExplainsItselfWithAnExample(t *testing.T) {
 	if code != exitOK {
 		t.Fatalf("offloadd --help exits with %d", code)
 	}
-	for _, c := range []string{"check", "demo", "handshake", "inspect", "revoke", "serve", "sign", "status"} {
+	for _, c := range []string{"bpf", "check", "demo", "handshake", "inspect", "revoke", "serve", "sign", "status"} {
 		if !strings.Contains(help, "\n  "+c+" ") {
 			t.Errorf("offloadd --help does not name %s", c)
 		}
@@ -58,6 +58,10 @@ func TestWrongUseIsExplained(t *testing.T) {
 		{"unknown command", []string{"sever"}, `unknown command "sever"`},
 		{"unknown flag", []string{"serve", "--lissten", "x"}, "unknown flag: --lissten"},
 		{"surplus argument", []string{"check", "now"}, `"offloadd check --help"`},
+		{"no subcommand", []string{"bpf"}, "load, status or unload"},
+		{"unknown subcommand", []string{"bpf", "lode"}, "load, status or unload"},
+		{"surplus argument of a subcommand", []string{"bpf", "load", "now"}, `"offloadd bpf load --help"`},
+		{"form of guards", []string{"bpf", "load", "--form", "lms"}, "lsm or fmod_ret"},
 		{"no listener", []string{"serve"}, "--listen, --certificate and --key"},
 		{"flags and file", []string{"serve", "-c", "x", "--listen", ":1"}, "write the listener into the file"},
 		{"no file", []string{"serve", "-c", filepath.Join(dir, "none")}, "no such file"},
