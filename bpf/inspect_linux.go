@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"os"
 
@@ -94,9 +95,9 @@ func Unload(dir string) error {
 // countSockets counts the entries of the map. While sockets come and go the number may be off.
 func countSockets(sockets *ebpf.Map) (n int) {
 	var cookie uint64
-	var value managed
+	var value []byte // which may be of another shape than ours
 	for entries := sockets.Iterate(); entries.Next(&cookie, &value); {
-		if value.Flags&flagProbe == 0 {
+		if probe := len(value) == 8 && binary.NativeEndian.Uint32(value[4:])&flagProbe != 0; !probe {
 			n++
 		}
 	}

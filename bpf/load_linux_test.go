@@ -4,7 +4,6 @@ package bpf
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,12 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
-
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 )
 
 // envNoLSM says that the machine was booted without the BPF security module. Every kernel of the runner has it.
@@ -27,117 +20,6 @@ const envNoLSM = "OFFLOADD_EXPECT_NO_BPF_LSM"
 const envLockdown = "OFFLOADD_EXPECT_LOCKDOWN"
 
 func lsmActive() bool { return slices.Contains(strings.Split(securityModules(), ","), "bpf") }
-
-// inKernel counts what is ours in the kernel.
-type inKernel struct{ Programs, Maps, Links int }
-
-func countInKernel(t *testing.T) (n inKernel) {
-	t.Helper()
-	all := readAll(t)
-	ours := map[ebpf.ProgramID]bool{}
-	for id, err := ebpf.ProgramGetNextID(0); err == nil; id, err = ebpf.ProgramGetNextID(id) {
-		p, err := ebpf.NewProgramFromID(id)
-		if err != nil {
-			continue // just gone
-		}
-		info, err := p.Info()
-		p.Close()
-		// The kernel keeps 15 bytes of a name.
-		if err == nil && slices.ContainsFunc(all.programs, func(one program) bool { return strings.HasPrefix(one.name, info.Name) }) {
-			ours[id] = true
-			n.Programs++
-		}
-	}
-	for id, err := ebpf.MapGetNextID(0); err == nil; id, err = ebpf.MapGetNextID(id) {
-		m, err := ebpf.NewMapFromID(id)
-		if err != nil {
-			continue
-		}
-		info, err := m.Info()
-		m.Close()
-		if err == nil && all.maps[info.Name] != nil {
-			n.Maps++
-		}
-	}
-	links := new(link.Iterator)
-	defer links.Close()
-	for links.Next() {
-		if info, err := links.Link.Info(); err == nil && ours[info.Program] {
-			n.Links++
-		}
-	}
-	return n
-}
-
-// expectInKernel waits until the kernel has just this much, as it frees in its own time.
-func expectInKernel(t *testing.T, want inKernel) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		now := countInKernel(t)
-		if now == want {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("in the kernel are %+v, not %+v", now, want)
-		}
-	}
-}
-
-// nothing waits until nothing of ours is in the kernel, and looks for pins.
-func nothing(t *testing.T) {
-	t.Helper()
-	expectInKernel(t, inKernel{})
-	if _, err := os.Lstat(DefaultDir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("%s is still there, %v", DefaultDir, err)
-	}
-}
-
-// everything waits until one of each is.
-func everything(t *testing.T) {
-	t.Helper()
-	all := readAll(t)
-	expectInKernel(t, inKernel{len(all.programs), len(all.maps), len(all.programs)})
-}
-
-func readAll(t *testing.T) *set {
-	t.Helper()
-	all, err := readObjects(objects())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return all
-}
-
-// otherVersion has an instruction more in each program, which does nothing.
-func otherVersion(t *testing.T) *set {
-	t.Helper()
-	all := readAll(t)
-	for i := range all.programs {
-		one := all.programs[i].spec.Programs[all.programs[i].name]
-		one.Instructions = slices.Insert(one.Instructions, 1, asm.Mov.Reg(asm.R9, asm.R1))
-	}
-	return all
-}
-
-// broken has a program that the verifier does not accept.
-func broken(t *testing.T, name string, optional bool) *set {
-	t.Helper()
-	all := readAll(t)
-	p := all.program(name)
-	p.object.optional = optional
-	one := p.spec.Programs[name]
-	one.Instructions = slices.Insert(one.Instructions, 1, asm.LoadMem(asm.R0, asm.R9, 0, asm.DWord))
-	return all
-}
-
-// changes are what a load did, by program.
-func changes(r Report) map[string]string {
-	all := map[string]string{}
-	for _, p := range r.Programs {
-		all[p.Name] = p.Change
-	}
-	return all
-}
 
 func unloadLater(t *testing.T) {
 	t.Cleanup(func() {
@@ -246,69 +128,6 @@ func TestNothingIsOffUnderLockdown(t *testing.T) {
 	}
 }
 
-func TestLoadingTheSameAgainChangesNothing(t *testing.T) {
-	require(t)
-	unloadLater(t)
-	first, err := Load(Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	again, err := Load(Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	seen, err := Inspect("")
-	if err != nil || seen.Form != first.Form || seen.Dir != DefaultDir {
-		t.Errorf("inspected %+v, %v", seen, err)
-	}
-	for i, p := range first.Programs {
-		if p.Change != "new" || p.ID == 0 || p.Tag == "" {
-			t.Errorf("the first time: %+v", p)
-		}
-		p.Change = "same"
-		if again.Programs[i] != p {
-			t.Errorf("the second time: %+v, not %+v", again.Programs[i], p)
-		}
-		p.Change = ""
-		if seen.Programs[i] != p {
-			t.Errorf("inspected: %+v, not %+v", seen.Programs[i], p)
-		}
-	}
-}
-
-// TestAnUpgradeLeavesNoGap: between versions, and from one form to the other, with somebody who tries all the time.
-func TestAnUpgradeLeavesNoGap(t *testing.T) {
-	require(t)
-	forms := formsHere()
-	g := load(t, forms[0])
-	p, held := guarded(t, g)
-	attacker := start(t, "spinner", root, []*os.File{held})
-	attacker.read(t, new(string))
-	for round, all := range []*set{otherVersion(t), readAll(t)} {
-		form := forms[round%len(forms)]
-		r, err := all.load(Options{Form: form})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for name, change := range changes(r) {
-			if change != "replaced" && (change != "new" || round != 1) {
-				t.Errorf("round %d: program %s is %s", round, name, change)
-			}
-		}
-		if r.Managed != 1 {
-			t.Errorf("%d sockets are managed after an upgrade", r.Managed)
-		}
-		exchange(t, p)
-	}
-	attacker.stdin.Close()
-	var result spinnerResult
-	attacker.read(t, &result)
-	if result.Successes > 0 || result.Other != "" || result.Tries < 100 {
-		t.Errorf("the attacker: %+v", result)
-	}
-	everything(t)
-}
-
 func TestLoadingTwiceAtOnceIsSafe(t *testing.T) {
 	require(t)
 	unloadLater(t)
@@ -326,146 +145,6 @@ func TestLoadingTwiceAtOnceIsSafe(t *testing.T) {
 		t.Errorf("inspected %+v, %v", r, err)
 	}
 	everything(t)
-}
-
-// TestALoadThatIsKilledIsCompletedByTheNext, and can be unloaded, wherever it was.
-func TestALoadThatIsKilledIsCompletedByTheNext(t *testing.T) {
-	require(t)
-	unloadLater(t)
-	for _, moment := range []string{"maps", "links"} { // the first is there
-		if err := Unload(""); err != nil && !errors.Is(err, ErrNotLoaded) {
-			t.Fatal(err)
-		}
-		nothing(t)
-		loader := start(t, "loader", root, nil, "load")
-		for deadline := time.Now().Add(20 * time.Second); ; {
-			entries, _ := os.ReadDir(filepath.Join(DefaultDir, moment))
-			if len(entries) > 0 {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("nothing in %s", moment)
-			}
-		}
-		loader.kill()
-		r, err := Inspect("")
-		t.Logf("killed at the first of %s: %d of %d programs are off, %v", moment, len(r.Off()), len(r.Programs), err)
-	}
-	r, err := Load(Options{})
-	if err != nil || len(r.Off()) > 0 {
-		t.Errorf("loaded %+v, %v", r, err)
-	}
-	everything(t)
-}
-
-func TestAMissingProgramIsSeenAndMadeUpFor(t *testing.T) {
-	require(t)
-	g := load(t, "")
-	r, err := Inspect("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := pins{DefaultDir}
-	missing := []string{"key_set", "key_listen", "key_free", "shield_access"}
-	for _, one := range r.Programs {
-		if !slices.Contains(missing, one.Name) {
-			continue
-		}
-		if err := os.Remove(p.linkPin(one.pin())); err != nil {
-			t.Fatal(err)
-		}
-		test := g.SelfTest
-		if one.Name == "shield_access" {
-			test = func() error { return testShield(g.tasks) }
-		}
-		if tested := eventually(test); !errors.Is(tested, ErrSilent) {
-			t.Errorf("without %s the self-test says: %v", one.Name, tested)
-		}
-	}
-	seen, err := Inspect("")
-	if off := seen.Off(); err != nil || len(off) != len(missing) {
-		t.Errorf("%+v, %v", off, err)
-	}
-	again, err := Load(Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, change := range changes(again) {
-		if (change == "new") != slices.Contains(missing, name) {
-			t.Errorf("%s is %s", name, change)
-		}
-	}
-	if err := g.SelfTest(); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestAFullMapIsAnError(t *testing.T) {
-	require(t)
-	g := load(t, "")
-	n := g.sockets.MaxEntries()
-	cookies, values := make([]uint64, n), make([]managed, n)
-	for i := range cookies {
-		cookies[i] = 1<<48 + uint64(i)
-	}
-	if _, err := g.sockets.BatchUpdate(cookies, values, nil); err != nil {
-		t.Fatal(err)
-	}
-	if err := g.Pending(1 << 50); !errors.Is(err, ErrFull) {
-		t.Errorf("one more than can be: %v", err)
-	}
-	if err := g.Ready(cookies[0]); err != nil {
-		t.Errorf("one that is there: %v", err)
-	}
-}
-
-// eventually is an error as soon as there is one, as the kernel detaches in its own time.
-func eventually(f func() error) (err error) {
-	for deadline := time.Now().Add(2 * time.Second); err == nil && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		err = f()
-	}
-	return err
-}
-
-func TestALoadThatFailsChangesNothing(t *testing.T) {
-	require(t)
-	unloadLater(t)
-	bad := broken(t, "shield_fork", false)
-	if _, err := bad.load(Options{}); err == nil || !strings.Contains(err.Error(), "shield_fork") {
-		t.Fatalf("a broken program: %v", err)
-	}
-	nothing(t)
-	first, err := Load(Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := bad.load(Options{}); err == nil {
-		t.Fatal("a broken program is loaded")
-	}
-	larger := readAll(t)
-	larger.maps[mapSockets].MaxEntries *= 2
-	var shape *ShapeError
-	if _, err := larger.load(Options{}); !errors.As(err, &shape) || shape.Map != mapSockets || !strings.Contains(err.Error(), "offloadd bpf unload") {
-		t.Errorf("a map of another shape: %v", err)
-	}
-	again, err := Inspect("")
-	if err != nil || len(again.Off()) > 0 || again.Programs[0].ID != first.Programs[0].ID {
-		t.Errorf("inspected %+v, %v", again, err)
-	}
-	everything(t)
-}
-
-func TestAnOptionalProgramMayFailAndIsReported(t *testing.T) {
-	require(t)
-	unloadLater(t)
-	r, err := broken(t, "shield_fork", true).load(Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	off := r.Off()
-	if len(off) != 1 || off[0].Name != "shield_fork" || !strings.Contains(off[0].Off, "load program") {
-		t.Errorf("off are %+v", off)
-	}
 }
 
 func TestWhatIsMissingIsSaid(t *testing.T) {
@@ -500,59 +179,6 @@ func loaderProcess() any {
 	}
 	if err != nil {
 		return err.Error()
-	}
-	return ""
-}
-
-// TestGuardsOutliveWhoMadeThem: the loader and the daemon are killed, and nothing changes for the others.
-func TestGuardsOutliveWhoMadeThem(t *testing.T) {
-	require(t)
-	unloadLater(t)
-	loader := start(t, "loader", root, nil, "load")
-	var stopped string
-	if loader.read(t, &stopped); stopped != "" {
-		t.Fatal(stopped)
-	}
-	loader.kill()
-	p, held := foreign(t)
-	daemon := start(t, "daemon", root, []*os.File{held})
-	if daemon.read(t, &stopped); stopped != "" {
-		t.Fatal(stopped)
-	}
-	daemon.kill()
-	for name, got := range attack(t, root, held) {
-		if got != unix.EPERM.Error() {
-			t.Errorf("%s was answered with: %s", name, got)
-		}
-	}
-	exchange(t, p)
-}
-
-// daemonProcess has no capability, and takes the socket that it holds under guard. It is the only one that has the key.
-func daemonProcess() any {
-	if err := dropCapabilities(); err != nil {
-		return fmt.Sprint("drop capabilities: ", err)
-	}
-	g, err := OpenGuard("")
-	if err != nil {
-		return err.Error()
-	}
-	self, err := unix.PidfdOpen(os.Getpid(), 0)
-	if err != nil {
-		return err.Error()
-	}
-	cookie, err := unix.GetsockoptUint64(heldFD, unix.SOL_SOCKET, unix.SO_COOKIE)
-	if err := errors.Join(err, g.SelfTest(), g.Pending(cookie), g.Admit(self, KeyHolder|Shielded), g.Ready(cookie)); err != nil {
-		return err.Error()
-	}
-	if _, err := getKey(heldFD, tlsTX); err != nil {
-		return err.Error()
-	}
-	if _, err := g.Stopped(); err != nil {
-		return err.Error()
-	}
-	if _, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 1}); err == nil {
-		return "it can make maps, so it has capabilities"
 	}
 	return ""
 }
