@@ -36,6 +36,7 @@ func TestGuards(t *testing.T) {
 				{"the guard is there in every phase", guardsEveryPhase},
 				{"a socket is forgotten when it is freed", forgetsFreedSockets},
 				{"stops are told", tellsOfStops},
+				{"waiting for stops ends", endsWaiting},
 				{"no process reaches into a shielded one", shieldsFromOthers},
 				{"a shielded process sees its own memory", leavesOwnMemoryAlone},
 				{"children of a shielded process are born shielded", shieldsChildren},
@@ -265,6 +266,22 @@ func tellsOfStops(t *testing.T, g *Guard) {
 			s.UID != nobody || s.Command == "" || s.Time <= 0 || s.Target != 0 {
 			t.Errorf("%s was told as %+v", attempts[i].name, s)
 		}
+	}
+}
+
+// endsWaiting: also when nothing is stopped.
+func endsWaiting(t *testing.T, g *Guard) {
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- g.Stops(ctx, func(Stop) {}) }()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it goes on waiting")
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/cilium/ebpf/ringbuf"
@@ -41,10 +40,11 @@ func (g *Guard) Stops(ctx context.Context, do func(Stop)) error {
 		return fmt.Errorf("read what was stopped: %w", err)
 	}
 	defer reader.Close()
-	defer context.AfterFunc(ctx, func() { reader.SetDeadline(time.Unix(0, 0)) })()
+	// A deadline would not interrupt a reader that waits already.
+	defer context.AfterFunc(ctx, func() { _ = reader.Flush() })()
 	for ctx.Err() == nil {
 		record, err := reader.Read()
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		if errors.Is(err, ringbuf.ErrFlushed) {
 			continue
 		}
 		if err != nil {
