@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"handshaker":    {"blob"},
 	"ktls":          {"blob"},
 	"bpf":           {},
+	"bpf/adversary": {},
 	"ktls/ktlstest": {"blob", "ktls"},
 	"cmd/offloadd": {"blob", "blob/handoff", "handshaker", "ktls", "bpf", "cmd/offloadd/internal/custody",
 		"cmd/offloadd/internal/ledger", "cmd/offloadd/internal/signer", "cmd/offloadd/internal/token"},
