@@ -86,8 +86,10 @@ func (g *Guard) Close() error {
 // Form is how the guards are attached.
 func (g *Guard) Form() Form { return g.form }
 
-// SelfTest proves on a socket of its own that the key guard acts now. Roles of the process that calls do not matter.
-func (g *Guard) SelfTest() error { return testKeyGuard(g.sockets) }
+// SelfTest proves on sockets of its own that the guards act now. Roles of the process that calls do not matter.
+func (g *Guard) SelfTest() error {
+	return errors.Join(testKeyGuard(g.sockets), testPlaintextGuard(g.sockets))
+}
 
 // Pending makes a socket managed: TLS is expected on it, and there is no key yet. Only a Handshaker may send. The caller
 // holds a descriptor of the socket, else it might be gone and its entry would stay for ever. An error means that the

@@ -96,7 +96,7 @@ func (l *loading) run() (err error) {
 // test tries the guards. What an earlier load attached elsewhere is still there, and may be what answers; but that the
 // form works was tried without.
 func (l *loading) test() error {
-	return errors.Join(testKeyGuard(l.maps[mapSockets]), testShield(l.maps[mapTasks]))
+	return errors.Join(testKeyGuard(l.maps[mapSockets]), testPlaintextGuard(l.maps[mapSockets]), testShield(l.maps[mapTasks]))
 }
 
 // openMaps takes the maps that are pinned, and makes the others.

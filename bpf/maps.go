@@ -59,6 +59,11 @@ var reasons = map[uint32]string{
 	6:          "disconnect",
 	7:          "listen",
 	8:          "attach",
+	16:         "plaintext_early",
+	17:         "plaintext_late",
+	18:         "packet_early",
+	19:         "packet_late",
+	20:         "packet_unreadable",
 }
 
 func reasonName(reason uint32) string {

@@ -18,6 +18,10 @@ var (
 	keyguardObject []byte
 	//go:embed shield.o
 	shieldObject []byte
+	//go:embed plaintext.o
+	plaintextObject []byte
+	//go:embed egress.o
+	egressObject []byte
 )
 
 // An object is one file of programs. Its maps are shared with all others, by name.
@@ -29,12 +33,16 @@ type object struct {
 	optional bool
 	// module is one of the kernel's into which the programs look. It is loaded before them.
 	module string
+	// needless are programs without which this kernel is as safe. They would cost all the same.
+	needless func() []string
 }
 
 func objects() []object {
 	return []object{
 		{name: "keyguard", feature: "key guard", bytes: keyguardObject},
 		{name: "shield", feature: "process shield", bytes: shieldObject},
+		{name: "plaintext", feature: "plaintext guard", bytes: plaintextObject, needless: needlessForPlaintext},
+		{name: "egress", feature: "backstop of the plaintext guard", bytes: egressObject},
 	}
 }
 
@@ -64,6 +72,11 @@ func readObjects(objects []object) (*set, error) {
 				return nil, fmt.Errorf("object %s: its map %s has another shape than in the objects before it: build all of them", o.name, name)
 			}
 			all.maps[name] = m
+		}
+		if o.needless != nil {
+			for _, name := range o.needless() {
+				delete(spec.Programs, name)
+			}
 		}
 		for _, name := range slices.Sorted(maps.Keys(spec.Programs)) {
 			if owner[name] != "" {

@@ -63,7 +63,13 @@ enum reason {
 	STOPPED_LISTEN = 7,
 	STOPPED_ATTACH = 8,
 
-	/* 16 and on: plaintext guard */
+	/* plaintext guard: before the keys, and after the end */
+	STOPPED_EARLY = 16,
+	STOPPED_LATE = 17,
+	/* its backstop: packets, each as often as TCP tries */
+	DROPPED_EARLY = 18,
+	DROPPED_LATE = 19,
+	DROPPED_UNREADABLE = 20,
 
 	REASONS = 64,
 };
