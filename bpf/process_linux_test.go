@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/offloadd/offloadd/bpf/adversary"
 	"github.com/offloadd/offloadd/ktls/ktlstest"
 )
 
@@ -33,6 +34,7 @@ func processes() map[string]func() any {
 }
 
 func TestMain(m *testing.M) {
+	adversary.Main()       // in the process of an attacker it does not return
 	runtime.LockOSThread() // so that it is the process's first thread that runs the process of a test
 	name := os.Getenv(envProcess)
 	if name == "" {
