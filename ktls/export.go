@@ -4,16 +4,11 @@ package ktls
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
-	"time"
 
 	"github.com/offloadd/offloadd/blob"
 )
-
-// exportPoll is the pause between two looks at a queue that drains by itself.
-const exportPoll = time.Millisecond
 
 // Export takes the states of a live connection back from the kernel, so that another
 // process can go on with it: it is to be given the states, in blobs, and the
@@ -44,21 +39,21 @@ func (c *Conn) Export(ctx context.Context, custody *Custody) (read, write *blob.
 	if err := c.checkQuiet(); err != nil {
 		return nil, nil, err
 	}
-	if err := c.awaitSent(ctx, custody); err != nil {
-		return nil, nil, err
-	}
-	err = control(c.tcp, func(fd int) (err error) {
-		if err = c.nothingInPart(fd, custody); err == nil {
-			read, write, err = exportStates(fd, custody)
-		}
+	err = custody.quiet(ctx, c.tcp, c.account(), func(fd int) (err error) {
+		read, write, err = exportStates(fd, custody)
 		return err
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("export: %w", err)
 	}
+	c.moved()
+	return read, write, nil
+}
+
+// moved leaves nothing to this Conn. The caller holds both locks.
+func (c *Conn) moved() {
 	c.out.broken.Store(&ending{ErrMoved, alertCloseNotify})
 	c.in.err = ErrMoved
-	return read, write, nil
 }
 
 // checkQuiet looks at what this Conn knows by itself.
@@ -77,92 +72,6 @@ func (c *Conn) checkQuiet() error {
 		return &NotQuietError{What: "a message of the peer has arrived in part"}
 	}
 	return nil
-}
-
-// awaitSent waits until TCP has every byte that was written, in records. The kernel
-// does not tell what it has queued beyond TCP, but bytes do not get lost: those that
-// TCP was given are the content that was written and the overhead of its records.
-func (c *Conn) awaitSent(ctx context.Context, custody *Custody) error {
-	if custody == nil {
-		return fmt.Errorf("export: %w: no custody of the connection", blob.ErrState)
-	}
-	for {
-		missing, err := c.missingFromTCP(custody)
-		if err != nil || missing == 0 {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return &NotQuietError{What: fmt.Sprintf("%d bytes of records are not with TCP yet (%v)", missing, context.Cause(ctx))}
-		case <-time.After(exportPoll):
-		}
-	}
-}
-
-var errAccount = errors.New("more or other bytes left the socket than this connection wrote")
-
-// missingFromTCP returns how many bytes of records TCP has not been given.
-func (c *Conn) missingFromTCP(custody *Custody) (missing uint64, err error) {
-	err = control(c.tcp, func(fd int) error {
-		if err := checkSocket(fd, custody.cookie); err != nil {
-			return err
-		}
-		seq, err := nextRecord(fd, optTX, custody.suite)
-		if err != nil {
-			return err
-		}
-		given, err := givenToTCP(fd)
-		if err != nil {
-			return err
-		}
-		records, sent := seq-custody.sent.seq, given-custody.sent.tcp
-		want := c.out.counter.bytes + records*recordOverhead(custody.suite)
-		if sent > want {
-			return fmt.Errorf("export: %w", errAccount)
-		}
-		missing = want - sent
-		return nil
-	})
-	return missing, err
-}
-
-// nothingInPart proves that TLS holds nothing that was decrypted and not read, by the
-// same kind of account: what it took from TCP is the content that was read and the
-// overhead of its records. If the peer pads its records, or a part of one was taken
-// early, there is more, and the proof is that there is nothing at all to read.
-func (c *Conn) nothingInPart(fd int, custody *Custody) error {
-	seq, err := nextRecord(fd, optRX, custody.suite)
-	if err != nil {
-		return err
-	}
-	taken, err := takenFromTCP(fd)
-	if err != nil {
-		return err
-	}
-	records := seq - custody.received.seq
-	unread := taken - custody.received.tcp - c.in.bytes - records*recordOverhead(custody.suite)
-	if unread == 0 {
-		return nil
-	}
-	err = nothingToRead(fd)
-	var notQuiet *NotQuietError
-	if errors.As(err, &notQuiet) && unread <= maxRecordContent {
-		notQuiet.Unread = int(unread)
-	}
-	return err
-}
-
-// recordOverhead is what a record adds to its content in bytes: header, explicit
-// nonce, content type, tag (RFC 8446, Section 5.2; RFC 5288, Section 3; RFC 7905,
-// Section 2). The kernel does not pad.
-func recordOverhead(s blob.CipherSuite) uint64 {
-	switch {
-	case s.Version() == blob.TLS13:
-		return 5 + 1 + 16
-	case s.AEAD() == blob.ChaCha20Poly1305:
-		return 5 + 16
-	}
-	return 5 + 8 + 16
 }
 
 // exportStates reads both directions out of the kernel.
