@@ -29,7 +29,11 @@ func Adopt(c syscall.Conn, read, write *blob.State) (*Custody, Info, error) {
 		if err := verifyStates(fd, read, write); err != nil {
 			return fmt.Errorf("adopt TLS keys: %w", err)
 		}
-		custody, info = takeCustody(fd, read, write), infoOf(fd)
+		m, err := marksOf(fd)
+		if err != nil {
+			return err
+		}
+		custody, info = takeCustody(read, write, m), infoOf(fd)
 		return nil
 	})
 	return custody, info, err

@@ -33,17 +33,24 @@ type mark struct{ seq, tcp uint64 }
 
 // takeCustody takes over what the states hold beside the keys. The states are
 // destroyed by the caller.
-func takeCustody(fd int, read, write *blob.State) *Custody {
-	c := &Custody{
+func takeCustody(read, write *blob.State, m marks) *Custody {
+	return &Custody{
 		role: read.Role, suite: read.Suite, cookie: read.Cookie,
 		readEpoch: read.Epoch, writeEpoch: write.Epoch,
 		nextRead: moveSecret(&read.NextSecret), nextWrite: moveSecret(&write.NextSecret),
-		sent: mark{seq: write.Seq}, received: mark{seq: read.Seq},
+		sent: mark{write.Seq, m.given}, received: mark{read.Seq, m.taken},
 	}
-	// An error means that there is no connection; Export finds that out.
-	c.sent.tcp, _ = givenToTCP(fd)
-	c.received.tcp, _ = takenFromTCP(fd)
-	return c
+}
+
+// marks are the bytes of a connection at one time, while nobody uses it.
+type marks struct{ given, taken uint64 }
+
+func marksOf(fd int) (m marks, err error) {
+	if m.given, err = givenToTCP(fd); err != nil {
+		return m, err
+	}
+	m.taken, err = takenFromTCP(fd)
+	return m, err
 }
 
 // moveSecret leaves nothing behind that Destroy of the source could overwrite.

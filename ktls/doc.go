@@ -19,7 +19,8 @@
 // A live connection moves to another process by [Conn.Export], which takes its states
 // back from the kernel at a quiet point, and [Adopt], which compares them with the
 // socket that came with them and never sets a key. A key that a network device holds is
-// recognised, and stays there.
+// recognised, and stays there. Who has the [Custody] of a connection that another process
+// uses takes it back by [Custody.Regain], after [Conn.Release] there.
 //
 // What this package does not do: it does not shake hands (handshaker does), it
 // keeps no key after Install returned, and no secret but in a [Custody] that was asked

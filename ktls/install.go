@@ -66,7 +66,7 @@ func InstallKeeping(c syscall.Conn, read, write *blob.State) (*Custody, Info, er
 			in.abandon()
 			return fmt.Errorf("install TLS keys: %w", err)
 		}
-		custody, info = takeCustody(fd, read, write), infoOf(fd)
+		custody, info = takeCustody(read, write, in.marks), infoOf(fd)
 		return nil
 	})
 	return custody, info, err
@@ -78,6 +78,8 @@ type installation struct {
 	read, write *blob.State
 	// readBack is readKey; a test has a kernel that returns something else.
 	readBack func(fd, option, size int) ([]byte, error)
+	// marks are from before TLS took the first byte.
+	marks marks
 	// crossed says that a key was about to be set: the point of no return.
 	crossed bool
 }
@@ -89,6 +91,7 @@ func (in *installation) run() error {
 		in.checkKeys,
 		in.checkTCPState,
 		in.attach,
+		in.mark,
 		in.setRX,
 		in.setTX,
 	} {
@@ -211,6 +214,13 @@ func (in *installation) attach() error {
 	}
 	in.crossed = true
 	return nil
+}
+
+// mark notes where the connection stands. Once there is a key, TLS may take a part of
+// a record from TCP at any time, if memory is short (net/tls/tls_strp.c).
+func (in *installation) mark() (err error) {
+	in.marks, err = marksOf(in.fd)
+	return err
 }
 
 func (in *installation) setRX() error { return in.set(optRX, in.read) }

@@ -29,7 +29,8 @@ func TestAPeerThatPadsIsQuietOnceAllIsRead(t *testing.T) {
 	var custody *Custody
 	err = control(p.b, func(fd int) (err error) {
 		p.ab.Cookie, err = cookie(fd)
-		custody = takeCustody(fd, p.ab, p.ba)
+		m, err := marksOf(fd)
+		custody = takeCustody(p.ab, p.ba, m)
 		return err
 	})
 	if err != nil {

@@ -47,11 +47,9 @@ func (c *Conn) Release(give func(Account) error) error {
 func (custody *Custody) Regain(ctx context.Context, c syscall.Conn, a Account) (Info, error) {
 	var info Info
 	err := custody.quiet(ctx, c, a, func(fd int) error {
-		sent, received, err := custody.marks(fd)
-		if err != nil {
+		if err := custody.move(fd, a); err != nil {
 			return err
 		}
-		custody.sent, custody.received = sent, received
 		info = infoOf(fd)
 		return nil
 	})
@@ -61,19 +59,25 @@ func (custody *Custody) Regain(ctx context.Context, c syscall.Conn, a Account) (
 	return info, nil
 }
 
-// marks tells where both directions stand.
-func (custody *Custody) marks(fd int) (sent, received mark, err error) {
-	for _, d := range []struct {
-		mark   *mark
-		option int
-		count  func(fd int) (uint64, error)
-	}{{&sent, optTX, givenToTCP}, {&received, optRX, takenFromTCP}} {
-		if d.mark.seq, err = nextRecord(fd, d.option, custody.suite); err != nil {
-			return sent, received, err
-		}
-		if d.mark.tcp, err = d.count(fd); err != nil {
-			return sent, received, err
-		}
+// move sets the marks to where the account ends. That is computed, not read: TLS may
+// have taken a part of the next record from TCP already.
+func (custody *Custody) move(fd int, a Account) error {
+	sent, err := nextRecord(fd, optTX, custody.suite)
+	if err != nil {
+		return err
 	}
-	return sent, received, nil
+	received, err := nextRecord(fd, optRX, custody.suite)
+	if err != nil {
+		return err
+	}
+	overhead := recordOverhead(custody.suite)
+	custody.sent = custody.sent.after(sent, a.Written, overhead)
+	custody.received = custody.received.after(received, a.Read, overhead)
+	return nil
+}
+
+// after is the mark before record number seq, when records in between had so many bytes
+// of content.
+func (m mark) after(seq, content, overhead uint64) mark {
+	return mark{seq, m.tcp + content + (seq-m.seq)*overhead}
 }

@@ -14,7 +14,8 @@
 // The kernel vouches for the sender of every message (SCM_CREDENTIALS), and
 // [Conn.Expect] refuses all others.
 //
-// [Listen] gives a Go application its connections as a net.Listener.
+// [Listen] gives a Go application its connections as a net.Listener, and
+// [Listener.Return] gives one back while it is in use.
 //
 // What this package does not do: it neither opens blobs nor installs keys, and it
 // does not encrypt: a unix socket does not leave the machine.

@@ -427,6 +427,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(mustEncode(f, &Message{Type: Drain}))
 	f.Add(mustEncode(f, &Message{Type: Setup, Body: []byte("{}")}))
 	f.Add(mustEncode(f, &Message{Type: Connection, Cookie: 1, Facts: testFacts()}))
+	f.Add(mustEncode(f, NewTaken(1, &NotTakenError{Reason: "busy", Unread: 5})))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decode(b)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/offloadd/offloadd/blob"
@@ -38,6 +39,8 @@ type Listener struct {
 
 	mu   sync.Mutex
 	conn *Conn // guarded by mu; nil while there is no channel
+	// answers are those who wait for a Taken on conn, by cookie; guarded by mu.
+	answers map[uint64]chan *Message
 }
 
 // Times of a Listener that has lost its daemon.
@@ -54,7 +57,7 @@ func Listen(path string, log *slog.Logger) (*Listener, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	closed, cancel := context.WithCancel(context.Background())
-	l := &Listener{path: path, log: log, closed: closed, close: cancel}
+	l := &Listener{path: path, log: log, closed: closed, close: cancel, answers: make(map[uint64]chan *Message)}
 	if _, err := l.dial(); err != nil {
 		cancel()
 		return nil, err
@@ -101,10 +104,18 @@ func (l *Listener) Accept() (net.Conn, error) {
 			if file != nil {
 				file.Close()
 			}
+			l.drop(conn)
 			return nil, net.ErrClosed
+		case errors.Is(err, syscall.ECONNRESET):
+			// The daemon ended with a message of ours unread. What it had said before is
+			// still there to be received, and then the end (net/unix/af_unix.c).
+			continue
 		case err != nil:
 			l.log.Warn("lost the daemon", "socket", l.path, "error", err)
 			l.drop(conn)
+			continue
+		case m.Type == Taken:
+			l.answered(m)
 			continue
 		}
 		sock, err := newSocket(m, file)
@@ -164,6 +175,7 @@ func (l *Listener) drop(conn *Conn) {
 	defer l.mu.Unlock()
 	if l.conn == conn {
 		l.conn = nil
+		l.unanswered()
 	}
 }
 
@@ -172,6 +184,7 @@ func (l *Listener) Close() error {
 	l.close()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.unanswered()
 	if l.conn == nil {
 		return nil
 	}

@@ -51,6 +51,12 @@ const (
 	// Moved gives a live connection to another process, with both states sealed as they
 	// are: they are to be compared with the kernel's, and never installed.
 	Moved
+	// Returned gives a live connection back, with the account of its use. Application to
+	// daemon.
+	Returned
+	// Taken answers it: the connection is the daemon's again, or not. Daemon to
+	// application.
+	Taken
 )
 
 func (t Type) String() string {
@@ -79,6 +85,8 @@ var shapes = [...]shape{
 	Drain:       {name: "drain"},
 	Connection:  {name: "connection", descriptor: true, facts: true},
 	Moved:       {name: "moved", descriptor: true, blobs: true, facts: true, body: 256},
+	Returned:    {name: "returned", descriptor: true, body: accountSize},
+	Taken:       {name: "taken", cookie: true, body: 1 << 10},
 }
 
 // Message is one message. Which fields are used depends on the type.
@@ -183,6 +191,8 @@ func (m *Message) check() error {
 		return bad(has(m.Facts != nil, "facts"))
 	case len(m.Body) > s.body:
 		return fmt.Errorf("%w: %v with a body of %d bytes, at most %d", ErrTooLarge, m.Type, len(m.Body), s.body)
+	case m.Type == Returned && len(m.Body) != accountSize, m.Type == Taken && len(m.Body) > 0 && len(m.Body) <= unreadSize:
+		return bad(fmt.Sprintf("a body of %d bytes", len(m.Body)))
 	}
 	return nil
 }

@@ -27,6 +27,9 @@ type applications struct {
 	socket *net.UnixListener
 	uid    uint32 // may connect, beside root
 	log    *slog.Logger
+	// returned is called with each connection that one gives back; it owns the file, and
+	// returns when the next may come.
+	returned func(from *handoff.Conn, m *handoff.Message, file *os.File)
 
 	mu      sync.Mutex
 	conns   []*handoff.Conn // guarded by mu; the next one first
@@ -109,16 +112,22 @@ func (a *applications) add(u *net.UnixConn) error {
 	return nil
 }
 
-// watch waits for the application's end. It has nothing to say before.
+// watch takes what the application gives back, until its end.
 func (a *applications) watch(conn *handoff.Conn) {
-	m, sock, err := conn.Receive()
-	if sock != nil {
-		sock.Close()
+	for {
+		m, file, err := conn.Receive()
+		if err == nil && m.Type != handoff.Returned {
+			if file != nil {
+				file.Close()
+			}
+			err = fmt.Errorf("unexpected %v message", m.Type)
+		}
+		if err != nil {
+			a.remove(conn, err)
+			return
+		}
+		a.returned(conn, m, file)
 	}
-	if err == nil {
-		err = fmt.Errorf("unexpected %v message", m.Type)
-	}
-	a.remove(conn, err)
 }
 
 func (a *applications) remove(conn *handoff.Conn, why error) {
@@ -131,22 +140,32 @@ func (a *applications) remove(conn *handoff.Conn, why error) {
 	}
 }
 
+// sendTime bounds the wait for room in an application's channel once there is no time
+// left.
+const sendTime = 100 * time.Millisecond
+
 // deliver sends a connection to the next application, and waits for one until ctx
-// ends.
-func (a *applications) deliver(ctx context.Context, m *handoff.Message, tcp *net.TCPConn) (handoff.Peer, error) {
+// ends. The one it is from, if any, gets it only if there is no other by then.
+func (a *applications) deliver(ctx context.Context, m *handoff.Message, tcp *net.TCPConn, from *handoff.Conn) (handoff.Peer, error) {
 	for {
-		conn, changed := a.next()
+		conn, changed := a.next(from)
 		if conn == nil {
 			select {
 			case <-changed:
 				continue
 			case <-ctx.Done():
+			}
+			if from == nil {
 				return handoff.Peer{}, errNoApplication
 			}
+			from = nil
+			continue
 		}
-		if deadline, ok := ctx.Deadline(); ok {
-			conn.SetWriteDeadline(deadline)
+		deadline, _ := ctx.Deadline()
+		if soon := time.Now().Add(sendTime); deadline.Before(soon) {
+			deadline = soon
 		}
+		conn.SetWriteDeadline(deadline)
 		err := conn.Send(m, tcp)
 		if err == nil {
 			return conn.Peer(), nil
@@ -156,15 +175,17 @@ func (a *applications) deliver(ctx context.Context, m *handoff.Message, tcp *net
 	}
 }
 
-func (a *applications) next() (*handoff.Conn, <-chan struct{}) {
+// next returns whose turn it is, or what is closed when one more is there.
+func (a *applications) next(not *handoff.Conn) (*handoff.Conn, <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.conns) == 0 {
+	i := slices.IndexFunc(a.conns, func(c *handoff.Conn) bool { return c != not })
+	if i < 0 {
 		return nil, a.changed
 	}
-	first := a.conns[0]
-	a.conns = append(a.conns[1:], first)
-	return first, nil
+	chosen := a.conns[i]
+	a.conns = append(slices.Delete(a.conns, i, i+1), chosen)
+	return chosen, nil
 }
 
 func (a *applications) close() {

@@ -49,12 +49,9 @@ func (c *connection) serve(ctx context.Context) {
 		c.logEnded(at, err)
 		return
 	}
-	if err := c.deliver(ctx); err != nil {
-		c.log.Warn("connection ended", "step", stepInstalled, "error", err)
-		c.closeNotify()
-		return
+	if c.deliver(ctx, nil) {
+		reached(stepHandedOver)
 	}
-	reached(stepHandedOver)
 }
 
 // attach puts the ULP on at once: a peer that sends FIN early would make it fail
@@ -100,12 +97,15 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	start = time.Now()
 	read, write := entered.Take()
 	entry := c.custodyEntry(w, read.Epoch, write.Epoch)
-	info, err := ktls.Install(c.tcp, read, write)
+	kept, info, err := ktls.InstallKeeping(c.tcp, read, write)
 	if err != nil {
 		return stepEntered, err
 	}
+	// This version follows no KeyUpdate: the secrets for the next keys are for nothing.
+	kept.Destroy()
 	c.logInstalled(w, &r, info, time.Since(start))
 	c.recordCustody(entry, info, start)
+	c.listener.daemon.custody.Keep(c.cookie, &keptConnection{kept, c.facts, c.accepted})
 	reached(stepInstalled)
 	return stepInstalled, nil
 }
@@ -171,11 +171,21 @@ func (c *connection) logInstalled(w *workerProcess, r *reply, info ktls.Info, in
 		"accept_to_installed_us", time.Since(c.accepted).Microseconds())
 }
 
-// deliver gives the socket to an application.
-func (c *connection) deliver(ctx context.Context) error {
+// deliver gives the socket to an application, other than the one that gave it back, if
+// any. Where there is none, it ends the connection.
+func (c *connection) deliver(ctx context.Context, from *handoff.Conn) bool {
+	if err := c.tryDeliver(ctx, from); err != nil {
+		c.log.Warn("connection ended", "step", stepInstalled, "error", err)
+		c.closeNotify()
+		return false
+	}
+	return true
+}
+
+func (c *connection) tryDeliver(ctx context.Context, from *handoff.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.listener.daemon.config.ApplicationTimeout))
 	defer cancel()
-	peer, err := c.listener.applications.deliver(ctx, &handoff.Message{Type: handoff.Connection, Cookie: c.cookie, Facts: c.facts}, c.tcp)
+	peer, err := c.listener.applications.deliver(ctx, &handoff.Message{Type: handoff.Connection, Cookie: c.cookie, Facts: c.facts}, c.tcp, from)
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"os"
 	"time"
 
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
@@ -58,7 +57,7 @@ func (c *connection) custodyEntry(w *workerProcess, readEpoch, writeEpoch uint32
 	hands := func() []custody.Hand {
 		return []custody.Hand{
 			{Role: "worker", PID: w.cmd.Process.Pid, UID: c.listener.daemon.pool.uid, ID: w.opener.ID().String(), Time: c.accepted},
-			{Role: "daemon", PID: os.Getpid(), UID: uint32(os.Getuid()), ID: c.listener.daemon.key.Instance().String(), Time: time.Now()},
+			c.listener.daemon.hand(),
 		}
 	}
 	return custody.Entry{

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/offloadd/offloadd/blob"
+	"github.com/offloadd/offloadd/blob/handoff"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/ledger"
 	"github.com/offloadd/offloadd/handshaker"
@@ -27,6 +28,9 @@ const acceptPause = 50 * time.Millisecond
 
 // drainTime bounds an orderly end.
 const drainTime = 15 * time.Second
+
+// maxReturns bounds the connections that are being taken back at a time.
+const maxReturns = 64
 
 func serveCommand(env *environment) *cobra.Command {
 	var path, logFormat string
@@ -88,6 +92,8 @@ type daemon struct {
 	// handshakes holds one token per connection between accept and hand-over.
 	handshakes chan struct{}
 	running    sync.WaitGroup
+	// returns holds one token per connection between application and application.
+	returns chan struct{}
 }
 
 // listener is one listening address with its applications.
@@ -132,6 +138,7 @@ func newDaemon(env *environment, config *config, log *slog.Logger) (*daemon, err
 		return nil, err
 	}
 	d := &daemon{env: env, config: config, log: log, handshakes: make(chan struct{}, config.MaxHandshakes),
+		returns: make(chan struct{}, maxReturns),
 		custody: custody.NewTable(custody.MaxEntries, log)}
 	if d.signers, err = newSignerKeeper(config, uid, env, log); err != nil {
 		return nil, err
@@ -178,11 +185,14 @@ func (d *daemon) work(ctx context.Context) error {
 	return nil
 }
 
-// wait waits for the connections under way.
+// wait waits for the connections under way, and lets no more be taken back.
 func (d *daemon) wait(ctx context.Context) {
 	done := make(chan struct{})
 	go func() {
 		d.running.Wait()
+		for range cap(d.returns) {
+			d.returns <- struct{}{}
+		}
 		close(done)
 	}()
 	select {
@@ -272,6 +282,13 @@ func (l *listener) listen(ctx context.Context) error {
 	if l.applications, err = listenApplications(l.Application, uid, gid, l.log); err != nil {
 		l.tcp.Close()
 		return err
+	}
+	l.applications.returned = func(from *handoff.Conn, m *handoff.Message, file *os.File) {
+		l.daemon.returns <- struct{}{}
+		go func() {
+			defer func() { <-l.daemon.returns }()
+			l.takeBack(from, m, file)
+		}()
 	}
 	return nil
 }

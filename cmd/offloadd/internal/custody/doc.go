@@ -14,6 +14,9 @@
 // there (net/tls/tls_device.c, tls_device_down). The table hears of it from the links
 // of rtnetlink, and marks what is degraded.
 //
-// What it cannot know: to whom an application passes its socket, and what happens in
-// other network namespaces than the daemon's.
+// With an entry the daemon keeps what it needs to take the connection back ([Kept]);
+// the table does not look into it, and destroys it with the entry.
+//
+// What it cannot know: to whom an application passes its socket past the daemon, and
+// what happens in other network namespaces than the daemon's.
 package custody

@@ -20,7 +20,7 @@ const (
 
 // Hand is a process that a key, or the socket with the key in it, went through.
 type Hand struct {
-	Role string    `json:"role"` // worker, daemon, application
+	Role string    `json:"role"` // worker, daemon, application; daemon again when it is given back
 	PID  int       `json:"pid"`
 	UID  uint32    `json:"uid"`
 	ID   string    `json:"id,omitempty"` // a worker's sealer, a daemon's instance

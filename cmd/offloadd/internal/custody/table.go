@@ -24,7 +24,12 @@ type record struct {
 	id     socketID
 	device int // interface index, 0 if no key is in a device or it is not known
 	added  time.Time
+	kept   Kept
 }
+
+// Kept is what the caller keeps with an entry: it is destroyed when the connection is
+// over.
+type Kept interface{ Destroy() }
 
 // Table holds the entries. Its methods may be called concurrently.
 type Table struct {
@@ -148,8 +153,42 @@ func (t *Table) Destroyed(socket uint64) {
 	t.end(socket)
 }
 
+// Keep puts k with the entry of a live connection. Where there is none, it is destroyed.
+func (t *Table) Keep(socket uint64, k Kept) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r := t.records[socket]; r != nil && r.Condition == Live {
+		r.kept = k
+	} else {
+		k.Destroy()
+	}
+}
+
+// Borrow takes out what is kept with an entry, to be put back by Keep. It is nil if
+// nothing is, or while somebody else has it.
+func (t *Table) Borrow(socket uint64) Kept {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.records[socket]
+	if r == nil || r.kept == nil {
+		return nil
+	}
+	k := r.kept
+	r.kept = nil
+	return k
+}
+
+// drop destroys what is kept. The caller holds mu.
+func (r *record) drop() {
+	if r.kept != nil {
+		r.kept.Destroy()
+		r.kept = nil
+	}
+}
+
 func (t *Table) end(socket uint64) {
-	if _, ok := t.records[socket]; ok {
+	if r, ok := t.records[socket]; ok {
+		r.drop()
 		delete(t.records, socket)
 		t.totals.Ended++
 	}
@@ -197,6 +236,7 @@ func (t *Table) gone(socket uint64, lost bool) {
 func (r *record) over(c Condition) {
 	now := time.Now()
 	r.Condition, r.Over = c, &now
+	r.drop()
 }
 
 // Foreign counts the sockets of a census that have keys and are not in the table.
