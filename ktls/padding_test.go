@@ -28,7 +28,9 @@ func TestAPeerThatPadsIsQuietOnceAllIsRead(t *testing.T) {
 	}
 	var custody *Custody
 	err = control(p.b, func(fd int) (err error) {
-		p.ab.Cookie, err = cookie(fd)
+		if p.ab.Cookie, err = cookie(fd); err != nil {
+			return err
+		}
 		m, err := marksOf(fd)
 		custody = takeCustody(p.ab, p.ba, m)
 		return err
