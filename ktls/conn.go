@@ -46,7 +46,8 @@ type Conn struct {
 }
 
 // NewConn takes over an installed socket. It refuses a socket of which a direction
-// has no key, and asks for no key.
+// has no key, and asks for no key. Where a security module forbids to ask even whether
+// there is one, it takes that for a yes.
 func NewConn(c *net.TCPConn) (*Conn, error) { return wrap(c) }
 
 func wrap(inner net.Conn) (*Conn, error) {
@@ -60,16 +61,11 @@ func wrap(inner net.Conn) (*Conn, error) {
 	}
 	var aead blob.AEAD
 	content := maxRecordContent
-	err = control(tcp, func(fd int) error {
-		for _, option := range []int{optRX, optTX} {
-			header, err := keyHeader(fd, option)
-			if err != nil {
-				return explain(opAskKey, "ask for "+optionName(option), err)
-			}
-			c.version, aead = decodeHeader(header)
+	err = control(tcp, func(fd int) (err error) {
+		if c.version, aead, err = installed(fd); err == nil {
+			content = recordContent(fd)
 		}
-		content = recordContent(fd)
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -81,6 +77,37 @@ func wrap(inner net.Conn) (*Conn, error) {
 	c.in.receive = c.in.receiver()
 	c.out.counter = newRecordCounter(aead, content)
 	return c, nil
+}
+
+// installed returns what the keys of a socket are for, and refuses one of which a
+// direction has none.
+func installed(fd int) (version blob.Version, aead blob.AEAD, err error) {
+	for _, option := range []int{optRX, optTX} {
+		header, err := keyHeader(fd, option)
+		if errors.Is(err, syscall.EPERM) {
+			return guarded(fd)
+		}
+		if err != nil {
+			return 0, 0, explain(opAskKey, "ask for "+optionName(option), err)
+		}
+		version, aead = decodeHeader(header)
+	}
+	return version, aead, nil
+}
+
+// guarded is installed for a socket that a security module guards: nobody but the
+// owner of its keys may ask anything about them. Who guards a socket has put both keys
+// in. The version shows by an option that only TLS 1.3 has; of the AEADs, AES-GCM has
+// the lowest limit.
+func guarded(fd int) (blob.Version, blob.AEAD, error) {
+	switch _, err := expectsNoPad(fd); {
+	case err == nil:
+		return blob.TLS13, blob.AES128GCM, nil
+	case errors.Is(err, syscall.EINVAL):
+		return blob.TLS12, blob.AES128GCM, nil
+	default:
+		return 0, 0, explain(opAskKey, "ask for the version", err)
+	}
 }
 
 // NetConn returns the connection below, as it was given to NewConn or accepted by

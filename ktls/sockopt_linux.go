@@ -85,6 +85,14 @@ func keyHeader(fd, option int) ([]byte, error) {
 	return b, err
 }
 
+// expectsNoPad asks for TLS_RX_EXPECT_NO_PAD. For TLS 1.2 the answer is EINVAL
+// (net/tls/tls_main.c, do_tls_getsockopt_no_pad).
+func expectsNoPad(fd int) (bool, error) {
+	b := make([]byte, 4)
+	_, err := getOption(fd, unix.SOL_TLS, optRXExpectNoPad, b)
+	return b[0] != 0, err
+}
+
 func setKey(fd, option int, info []byte) error { return setOption(fd, unix.SOL_TLS, option, info) }
 
 // readKey returns the whole crypto_info, key included; the caller wipes it.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/offloadd/offloadd/bpf"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/token"
 )
 
@@ -40,7 +41,11 @@ type config struct {
 	// Ledger is the file of imported keys, on a file system that ends with the boot.
 	Ledger string `toml:"ledger"`
 	// Control is the path of the unix socket for status and revoke, root only.
-	Control   string           `toml:"control"`
+	Control string `toml:"control"`
+	// Guard is the policy towards the BPF guards: require, prefer or off.
+	Guard string `toml:"guard"`
+	// BPFDir is where "offloadd bpf load" has pinned them.
+	BPFDir    string           `toml:"bpf_dir"`
 	Listeners []listenerConfig `toml:"listener"`
 }
 
@@ -104,6 +109,8 @@ func defaultConfig() *config {
 		MaxHandshakes:      1024,
 		Ledger:             "/run/offloadd/ledger",
 		Control:            defaultControl,
+		Guard:              guardPrefer,
+		BPFDir:             bpf.DefaultDir,
 	}
 }
 
@@ -176,6 +183,10 @@ func (c *config) validate() error {
 		return fmt.Errorf("ledger = %q, want an absolute path, below /run", c.Ledger)
 	case !filepath.IsAbs(c.Control) || len(c.Control) > 100:
 		return fmt.Errorf("control = %q, want an absolute path of at most 100 bytes for a unix socket", c.Control)
+	case c.Guard != guardRequire && c.Guard != guardPrefer && c.Guard != guardOff:
+		return fmt.Errorf("guard = %q, want require, prefer or off", c.Guard)
+	case !filepath.IsAbs(c.BPFDir):
+		return fmt.Errorf("bpf_dir = %q, want an absolute path, below /sys/fs/bpf", c.BPFDir)
 	case len(c.Listeners) == 0:
 		return errors.New("no [[listener]]")
 	}

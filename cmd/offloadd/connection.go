@@ -61,6 +61,10 @@ func (c *connection) attach() (err error) {
 		return err
 	}
 	c.log = c.log.With("socket", c.cookie)
+	// Before anybody else has a descriptor.
+	if err := c.listener.daemon.guardian.pending(c.cookie); err != nil {
+		return err
+	}
 	return ktls.Attach(c.tcp)
 }
 
@@ -106,6 +110,9 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	c.logInstalled(w, &r, info, time.Since(start))
 	c.recordCustody(entry, info, start)
 	c.listener.daemon.custody.Keep(c.cookie, &keptConnection{kept, c.facts, c.accepted})
+	if err := c.listener.daemon.guardian.ready(c.cookie); err != nil {
+		return stepInstalled, err
+	}
 	reached(stepInstalled)
 	return stepInstalled, nil
 }

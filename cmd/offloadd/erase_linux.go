@@ -18,7 +18,8 @@ const (
 
 // eraseKeys overwrites the keys of revoked sockets, in whichever processes hold them.
 // All holders share the socket, so one descriptor is enough; the others are named.
-func eraseKeys(results []*revokeResult) error {
+// Guards that are loaded in bpfDir are asked to let this process.
+func eraseKeys(results []*revokeResult, bpfDir string) error {
 	wanted := make(map[uint64]*revokeResult)
 	for _, r := range results {
 		if r.Outcome == custody.Ended {
@@ -28,6 +29,9 @@ func eraseKeys(results []*revokeResult) error {
 	}
 	if len(wanted) == 0 {
 		return nil
+	}
+	if err := guardedSelf(bpfDir); err != nil {
+		return err
 	}
 	return eachHolder(func(socket uint64) bool { return wanted[socket] != nil }, func(socket uint64, sock *os.File, h holder) {
 		r := wanted[socket]

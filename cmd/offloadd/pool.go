@@ -24,8 +24,9 @@ type pool struct {
 	gid    uint32
 	key    *blob.PrivateKey
 	// signers is nil where all keys are in files.
-	signers *signerKeeper
-	env     *environment
+	signers  *signerKeeper
+	guardian *guardian
+	env      *environment
 	log     *slog.Logger
 
 	mu      sync.Mutex

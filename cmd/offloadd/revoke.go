@@ -15,7 +15,7 @@ import (
 
 func revokeCommand(env *environment) *cobra.Command {
 	var all, asJSON bool
-	var peer string
+	var peer, bpfDir string
 	c := &cobra.Command{
 		Use:   "revoke {SOCKET... | --all | --peer ADDRESS}",
 		Short: "End connections at once, whoever holds them",
@@ -63,7 +63,7 @@ with 4 if one was not there.`,
 			if err != nil {
 				return err
 			}
-			erasing := eraseKeys(report.Sockets)
+			erasing := eraseKeys(report.Sockets, bpfDir)
 			if asJSON {
 				err = writeJSON(env.stdout, report)
 			} else {
@@ -83,6 +83,7 @@ with 4 if one was not there.`,
 	f.StringVar(&peer, "peer", "", "the live connections of peers with this `address`")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	addControlFlag(f)
+	addBPFDirFlag(f, &bpfDir)
 	return c
 }
 

@@ -86,6 +86,7 @@ type daemon struct {
 	key       *blob.PrivateKey
 	pool      *pool
 	signers   *signerKeeper
+	guardian  *guardian
 	ledger    *ledger.Ledger
 	custody   *custody.Table // where the keys of live connections are
 	listeners []*listener
@@ -147,6 +148,13 @@ func newDaemon(env *environment, config *config, log *slog.Logger) (*daemon, err
 		return nil, err
 	}
 	d.pool = newPool(config, uid, gid, d.key, d.signers, env, log)
+	if d.guardian, err = openGuardian(config, log); err != nil {
+		return nil, err
+	}
+	d.pool.guardian = d.guardian
+	if d.signers != nil {
+		d.signers.guardian = d.guardian
+	}
 	return d, nil
 }
 
@@ -154,6 +162,7 @@ func newDaemon(env *environment, config *config, log *slog.Logger) (*daemon, err
 func (d *daemon) work(ctx context.Context) error {
 	pool, stopPool := context.WithCancel(context.Background())
 	defer stopPool()
+	go d.guardian.watch(pool)
 	if err := d.signers.start(pool); err != nil {
 		return err
 	}

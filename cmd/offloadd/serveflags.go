@@ -14,6 +14,7 @@ type serveFlags struct {
 	certificate, key     string
 	workerUser           string
 	ledger, control      string
+	guard, bpfDir        string
 	signerUser           string
 	workers, connections int
 	handshakeTimeout     duration
@@ -42,6 +43,8 @@ func (s *serveFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&s.workerUser, "worker-user", "offloadd", "`user` of the workers, a name or a number")
 	f.StringVar(&s.ledger, "ledger", defaultConfig().Ledger, "remember imported keys in this `file`, on a tmpfs; one for each daemon")
 	f.StringVar(&s.control, "control", defaultControl, "unix `socket` for status and revoke, root only")
+	f.StringVar(&s.guard, "guard", guardPrefer, "BPF guards of keys (see offloadd bpf): require, prefer or off")
+	addBPFDirFlag(f, &s.bpfDir)
 	f.StringVar(&s.signerUser, "signer-user", "offloadd-signer", "`user` that uses keys in tokens, a name or a number")
 	f.IntVar(&s.workers, "workers", 2, "`number` of workers")
 	f.IntVar(&s.connections, "worker-connections", 10_000, "replace a worker after this `number` of connections")
@@ -82,6 +85,12 @@ func (s *serveFlags) config(path string, given func(string) bool) (*config, erro
 	}
 	if given("control") {
 		c.Control = s.control
+	}
+	if given("guard") {
+		c.Guard = s.guard
+	}
+	if given("bpf-dir") {
+		c.BPFDir = s.bpfDir
 	}
 	if given("signer-user") {
 		c.SignerUser = s.signerUser

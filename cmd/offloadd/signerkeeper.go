@@ -23,6 +23,7 @@ type signerKeeper struct {
 	keys     []string // their index is their number
 	uid, gid uint32
 	groups   []uint32
+	guardian *guardian
 	env      *environment
 	log      *slog.Logger
 

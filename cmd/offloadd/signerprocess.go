@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/offloadd/offloadd/bpf"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/signer"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/token"
 )
@@ -77,7 +78,11 @@ func startSignerProcess(k *signerKeeper) (*signerProcess, error) {
 		cmd: cmd, control: control, log: k.log.With("signer_pid", cmd.Process.Pid), started: time.Now(),
 		dead: make(chan struct{}), grants: make(map[uint64]*grant),
 	}
-	if err := p.introduce(setup); err != nil {
+	err = k.guardian.admit(cmd.Process.Pid, bpf.Shielded)
+	if err == nil {
+		err = p.introduce(setup)
+	}
+	if err != nil {
 		control.conn.Close()
 		endOf(cmd, err)
 		return nil, err

@@ -14,6 +14,7 @@ import (
 
 	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/blob/handoff"
+	"github.com/offloadd/offloadd/bpf"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/ledger"
 )
 
@@ -106,7 +107,12 @@ func startWorkerProcess(p *pool) (*workerProcess, error) {
 		retired: make(chan struct{}), dead: make(chan struct{}),
 		waiting: make(map[uint64]waiter),
 	}
-	if err := w.introduce(p, body); err != nil {
+	// Before it has met a stranger.
+	err = p.guardian.admit(cmd.Process.Pid, bpf.Handshaker|bpf.Shielded)
+	if err == nil {
+		err = w.introduce(p, body)
+	}
+	if err != nil {
 		channel.Close()
 		status := endOf(cmd, err)
 		return nil, fmt.Errorf("worker %d did not get ready: %w (%v; its own message is above)", cmd.Process.Pid, err, status)

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/offloadd/offloadd/bpf"
+)
+
+// Policies of a daemon towards the BPF guards.
+const (
+	guardRequire = "require" // no service without
+	guardPrefer  = "prefer"  // without if there are none, and say so
+	guardOff     = "off"     // never
+)
+
+// guardian tells the BPF guards of this daemon's connections and processes. A nil one
+// does nothing: there are no guards.
+type guardian struct {
+	guard *bpf.Guard
+	log   *slog.Logger
+	// silent: the guards were found not to act any more.
+	silent atomic.Bool
+}
+
+func addBPFDirFlag(f *pflag.FlagSet, dir *string) {
+	f.StringVar(dir, "bpf-dir", bpf.DefaultDir, "`directory` where \"offloadd bpf load\" has pinned the guards")
+}
+
+// guardInterval is how often the guards are tried.
+const guardInterval = 10 * time.Second
+
+// openGuardian opens the guards as the policy wants, proves that they act, and gives
+// this process its roles. It needs no capability.
+func openGuardian(config *config, log *slog.Logger) (*guardian, error) {
+	if config.Guard == guardOff {
+		log.Warn("keys are not guarded: whoever holds a socket can ask the kernel for them", "reason", "guard = \"off\"")
+		return nil, nil
+	}
+	g, err := tryGuardian(config.BPFDir, log)
+	switch {
+	case err == nil:
+		log.Info("guards act", "form", string(g.guard.Form()), "pins", config.BPFDir)
+		return g, nil
+	case config.Guard == guardRequire:
+		return nil, machineError("guard = %q: %w", guardRequire, err)
+	}
+	log.Warn("keys are not guarded: whoever holds a socket can ask the kernel for them", "reason", err.Error())
+	return nil, nil
+}
+
+func tryGuardian(dir string, log *slog.Logger) (*guardian, error) {
+	guard, err := bpf.OpenGuard(dir)
+	if err != nil {
+		return nil, err
+	}
+	g := &guardian{guard: guard, log: log}
+	if err := errors.Join(guard.SelfTest(), g.admit(os.Getpid(), bpf.KeyHolder|bpf.Shielded)); err != nil {
+		guard.Close()
+		return nil, err
+	}
+	return g, nil
+}
+
+// admit gives a process its roles: this one, or a child that nobody has waited for, so
+// that the number is still its own.
+func (g *guardian) admit(pid int, roles bpf.Role) error {
+	if g == nil {
+		return nil
+	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return os.NewSyscallError("pidfd_open", err)
+	}
+	defer unix.Close(pidfd)
+	return g.guard.Admit(pidfd, roles)
+}
+
+var errGuardsSilent = errors.New("the BPF guards do not act any more, perhaps they were unloaded; run \"offloadd bpf load\" and restart the daemon")
+
+// pending makes a fresh connection managed: until ready, nobody but a worker sends on
+// it. The caller refuses a connection that cannot be guarded.
+func (g *guardian) pending(socket uint64) error {
+	if g == nil {
+		return nil
+	}
+	if g.silent.Load() {
+		return errGuardsSilent
+	}
+	return g.guard.Pending(socket)
+}
+
+// ready says that the keys are in.
+func (g *guardian) ready(socket uint64) error {
+	if g == nil {
+		return nil
+	}
+	return g.guard.Ready(socket)
+}
+
+// watch logs what the guards stop, and tries them from time to time, until ctx ends.
+func (g *guardian) watch(ctx context.Context) {
+	if g == nil {
+		return
+	}
+	go func() {
+		told := &stopsLog{log: g.log}
+		if err := g.guard.Stops(ctx, told.stop); err != nil && ctx.Err() == nil {
+			g.log.Error("what the guards stop is counted only", "error", err)
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(guardInterval):
+			g.try()
+		}
+	}
+}
+
+// try finds out whether the guards act. Once they do not, what was managed before is
+// not guarded, whatever is loaded later.
+func (g *guardian) try() {
+	if g.silent.Load() {
+		return
+	}
+	if err := g.guard.SelfTest(); err != nil && g.silent.CompareAndSwap(false, true) {
+		g.log.Error("keys are not guarded any more; no further connection is accepted", "error", err, "remedy", errGuardsSilent.Error())
+	}
+}
+
+// stopsLog writes at most stopsPerSecond lines, since an attacker makes as many stops
+// as he likes. All are counted in the kernel.
+type stopsLog struct {
+	log     *slog.Logger
+	second  time.Time
+	written int
+	held    uint64
+}
+
+const stopsPerSecond = 10
+
+func (l *stopsLog) stop(s bpf.Stop) {
+	if now := time.Now().Truncate(time.Second); now != l.second {
+		if l.held > 0 {
+			l.log.Warn("more was stopped", "times", l.held)
+		}
+		l.second, l.written, l.held = now, 0, 0
+	}
+	if l.written++; l.written > stopsPerSecond {
+		l.held++
+		return
+	}
+	args := []any{"what", s.Reason, "by_pid", s.PID, "by_uid", s.UID, "by_command", printable([]byte(s.Command))}
+	if s.Socket != 0 {
+		args = append(args, "socket", s.Socket)
+	}
+	if s.Target != 0 {
+		args = append(args, "target_pid", s.Target)
+	}
+	l.log.Warn("stopped by a guard", args...)
+}
+
+// guardedSelf lets this command touch keys of guarded sockets, as root, if there are
+// guards.
+func guardedSelf(dir string) error {
+	guard, err := bpf.OpenGuard(dir)
+	if errors.Is(err, bpf.ErrNotLoaded) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer guard.Close()
+	g := &guardian{guard: guard}
+	if err := g.admit(os.Getpid(), bpf.KeyHolder); err != nil {
+		return fmt.Errorf("ask the guards for access: %w", err)
+	}
+	return nil
+}
