@@ -48,6 +48,10 @@ const (
 // lostEvents is the counter of stops of which the ring had no room to tell.
 const lostEvents = 0
 
+// PacketInClear is the reason of a Stop on a socket without keys of which a packet was about to leave that is no part of
+// a TLS record. The packet stays in the queue, and everything behind it, so the connection can only be ended.
+const PacketInClear = "packet_early"
+
 // reasons are the names of all counters of map stopped.
 var reasons = map[uint32]string{
 	lostEvents: "lost_events",
@@ -61,7 +65,7 @@ var reasons = map[uint32]string{
 	8:          "attach",
 	16:         "plaintext_early",
 	17:         "plaintext_late",
-	18:         "packet_early",
+	18:         PacketInClear,
 	19:         "packet_late",
 	20:         "packet_unreadable",
 }

@@ -45,12 +45,14 @@ type Conn struct {
 	}
 }
 
-// NewConn takes over an installed socket. It refuses a socket of which a direction
+// NewConn takes over an installed socket: a *net.TCPConn, or what has one below and
+// tells by a method NetConn. It refuses a socket of which a direction
 // has no key, and asks for no key. Where a security module forbids to ask even whether
 // there is one, it takes that for a yes.
-func NewConn(c *net.TCPConn) (*Conn, error) { return wrap(c) }
-
-func wrap(inner net.Conn) (*Conn, error) {
+//
+// A socket that was handed over may come with the facts of its handshake, by a method
+// TLSFacts. Then the kernel is not asked.
+func NewConn(inner net.Conn) (*Conn, error) {
 	tcp, err := tcpConn(inner)
 	if err != nil {
 		return nil, err
@@ -62,10 +64,13 @@ func wrap(inner net.Conn) (*Conn, error) {
 	var aead blob.AEAD
 	content := maxRecordContent
 	err = control(tcp, func(fd int) (err error) {
-		if c.version, aead, err = installed(fd); err == nil {
-			content = recordContent(fd)
+		if f := factsOf(inner); f != nil {
+			c.version, aead = f.Version, f.Suite.AEAD()
+		} else if c.version, aead, err = installed(fd); err != nil {
+			return err
 		}
-		return err
+		content = recordContent(fd)
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -77,6 +82,13 @@ func wrap(inner net.Conn) (*Conn, error) {
 	c.in.receive = c.in.receiver()
 	c.out.counter = newRecordCounter(aead, content)
 	return c, nil
+}
+
+func factsOf(c net.Conn) *blob.Facts {
+	if f, ok := c.(interface{ TLSFacts() *blob.Facts }); ok {
+		return f.TLSFacts()
+	}
+	return nil
 }
 
 // installed returns what the keys of a socket are for, and refuses one of which a

@@ -21,7 +21,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := wrap(inner)
+	c, err := NewConn(inner)
 	if err != nil {
 		inner.Close()
 		return nil, &acceptError{err}

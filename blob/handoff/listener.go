@@ -25,6 +25,9 @@ type Socket struct {
 	Cookie uint64
 }
 
+// TLSFacts returns the facts of the handshake.
+func (s *Socket) TLSFacts() *blob.Facts { return s.Facts }
+
 // NetConn returns the TCP connection.
 func (s *Socket) NetConn() net.Conn { return s.TCPConn }
 

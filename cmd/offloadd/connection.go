@@ -18,7 +18,10 @@ import (
 	"github.com/offloadd/offloadd/ktls"
 )
 
-var errWorkerSilent = errors.New("the handshake worker did not answer in time")
+var (
+	errWorkerSilent = errors.New("the handshake worker did not answer in time")
+	errInClear      = errors.New("the handshake worker sent bytes that are no TLS records; they did not leave")
+)
 
 // connection is one TLS connection, from accept to the application. Its steps are
 // methods, called once each and in order by serve.
@@ -29,12 +32,15 @@ type connection struct {
 	facts    *blob.Facts
 	accepted time.Time
 	log      *slog.Logger
+	// inClear is closed if the guards stop bytes in clear; nil without guards.
+	inClear <-chan struct{}
 }
 
 // serve takes the connection from accept to the application. The daemon keeps
 // nothing of it afterwards: a lasting duplicate of the descriptor would delay FIN.
 func (c *connection) serve(ctx context.Context) {
 	defer c.tcp.Close()
+	defer func() { c.listener.daemon.guardian.settled(c.cookie) }()
 	reached := c.listener.daemon.env.reached
 	reached(stepAccepted)
 	if err := c.attach(); err != nil {
@@ -62,7 +68,7 @@ func (c *connection) attach() (err error) {
 	}
 	c.log = c.log.With("socket", c.cookie)
 	// Before anybody else has a descriptor.
-	if err := c.listener.daemon.guardian.pending(c.cookie); err != nil {
+	if c.inClear, err = c.listener.daemon.guardian.pending(c.cookie); err != nil {
 		return err
 	}
 	return ktls.Attach(c.tcp)
@@ -113,6 +119,7 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	if err := c.listener.daemon.guardian.ready(c.cookie); err != nil {
 		return stepInstalled, err
 	}
+	c.listener.daemon.guardian.settled(c.cookie)
 	reached(stepInstalled)
 	return stepInstalled, nil
 }
@@ -148,12 +155,20 @@ func (c *connection) await(w *workerProcess, replies <-chan reply, timeout time.
 	case r := <-replies:
 		return r, r.err
 	case <-timer.C:
-		w.kill()
-		// The reply that the worker's death causes, or that crossed the kill.
-		r := <-replies
-		r.destroy()
-		return reply{}, errWorkerSilent
+		return reply{}, c.giveUp(w, replies, errWorkerSilent)
+	case <-c.inClear:
+		// What was stopped stays queued: the kernel must forget it.
+		return reply{}, errors.Join(c.giveUp(w, replies, errInClear), c.tcp.SetLinger(0))
 	}
+}
+
+// giveUp kills a worker for a reason.
+func (c *connection) giveUp(w *workerProcess, replies <-chan reply, why error) error {
+	w.kill()
+	// The reply that the worker's death causes, or that crossed the kill.
+	r := <-replies
+	r.destroy()
+	return why
 }
 
 // logEnded logs a connection that got no keys, and of which kind the reason is.

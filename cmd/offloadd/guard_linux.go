@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +32,9 @@ type guardian struct {
 	log   *slog.Logger
 	// silent: the guards were found not to act any more.
 	silent atomic.Bool
+	// waiting has, for each connection without keys, the channel to close when bytes in
+	// clear were about to leave it.
+	waiting sync.Map // of uint64 to chan struct{}
 }
 
 func addBPFDirFlag(f *pflag.FlagSet, dir *string) {
@@ -89,15 +93,39 @@ func (g *guardian) admit(pid int, roles bpf.Role) error {
 var errGuardsSilent = errors.New("the BPF guards do not act any more, perhaps they were unloaded; run \"offloadd bpf load\" and restart the daemon")
 
 // pending makes a fresh connection managed: until ready, nobody but a worker sends on
-// it. The caller refuses a connection that cannot be guarded.
-func (g *guardian) pending(socket uint64) error {
+// it, and only records. The caller refuses a connection that cannot be guarded. The
+// channel is closed if other bytes were about to leave; without guards it is nil.
+func (g *guardian) pending(socket uint64) (<-chan struct{}, error) {
 	if g == nil {
-		return nil
+		return nil, nil
 	}
 	if g.silent.Load() {
-		return errGuardsSilent
+		return nil, errGuardsSilent
 	}
-	return g.guard.Pending(socket)
+	inClear := make(chan struct{})
+	g.waiting.Store(socket, inClear)
+	if err := g.guard.Pending(socket); err != nil {
+		g.waiting.Delete(socket)
+		return nil, err
+	}
+	return inClear, nil
+}
+
+// settled: the connection has its keys, or has ended.
+func (g *guardian) settled(socket uint64) {
+	if g != nil {
+		g.waiting.Delete(socket)
+	}
+}
+
+// stopped hears of what the guards stop.
+func (g *guardian) stopped(s bpf.Stop) {
+	if s.Reason != bpf.PacketInClear {
+		return
+	}
+	if inClear, ok := g.waiting.LoadAndDelete(s.Socket); ok {
+		close(inClear.(chan struct{}))
+	}
 }
 
 // ready says that the keys are in.
@@ -115,7 +143,10 @@ func (g *guardian) watch(ctx context.Context) {
 	}
 	go func() {
 		told := &stopsLog{log: g.log}
-		if err := g.guard.Stops(ctx, told.stop); err != nil && ctx.Err() == nil {
+		if err := g.guard.Stops(ctx, func(s bpf.Stop) {
+			g.stopped(s)
+			told.stop(s)
+		}); err != nil && ctx.Err() == nil {
 			g.log.Error("what the guards stop is counted only", "error", err)
 		}
 	}()

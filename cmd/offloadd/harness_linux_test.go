@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/offloadd/offloadd/blob/handoff"
+	"github.com/offloadd/offloadd/bpf"
 	"github.com/offloadd/offloadd/ktls"
 	"github.com/offloadd/offloadd/ktls/ktlstest"
 )
@@ -42,11 +43,18 @@ const (
 	envSteps    = "OFFLOADD_TEST_STEPS"     // the file of testSteps
 	envRogue    = "OFFLOADD_TEST_ROGUE"     // workers break the protocol: see rogue_linux_test.go
 	envAttempt  = "OFFLOADD_TEST_ATTEMPT"   // a worker tries this: see confinement_linux_test.go
+	envGuard    = "OFFLOADD_TEST_GUARD"     // set: all tests run under the BPF guards
 	envLeaveOut = "OFFLOADD_TEST_LEAVE_OUT" // parts of the confinement to do without, with commas
 )
 
+const bpfTestLoaded = "OFFLOADD_TEST_GUARD_LOADED"
+
 func TestMain(m *testing.M) {
 	if os.Getenv(envRole) == "" {
+		if err := underGuard(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(exitFailed)
+		}
 		os.Exit(m.Run())
 	}
 	if err := pretendToLack(os.Getenv(envLacks)); err != nil {
@@ -76,6 +84,19 @@ func TestMain(m *testing.M) {
 		os.Exit(rogueWorker(env, steps, kind))
 	}
 	os.Exit(run(env, os.Args[1:]))
+}
+
+// underGuard loads the guards for all tests, if envGuard is set. Tests ask for keys of
+// the sockets that they get as an application.
+func underGuard() error {
+	if os.Getenv(envGuard) == "" || os.Getenv(bpfTestLoaded) != "" {
+		return nil
+	}
+	if _, err := bpf.Load(bpf.Options{}); err != nil {
+		return err
+	}
+	os.Setenv(bpfTestLoaded, "1") // for tests that are processes of their own
+	return guardedSelf(bpf.DefaultDir)
 }
 
 // openDir makes a directory that workers can write to as well.

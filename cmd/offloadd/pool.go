@@ -27,7 +27,7 @@ type pool struct {
 	signers  *signerKeeper
 	guardian *guardian
 	env      *environment
-	log     *slog.Logger
+	log      *slog.Logger
 
 	mu      sync.Mutex
 	workers map[*workerProcess]struct{} // guarded by mu: all that are alive

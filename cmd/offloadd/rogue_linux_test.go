@@ -116,6 +116,9 @@ func rogueWorker(env *environment, steps testSteps, kind string) int {
 		if err != nil || m.Type != handoff.Handshake {
 			return 0
 		}
+		if kind == rogueInClear {
+			return sendInClear(sock)
+		}
 		established, err := r.handshakeBadly(m, sock)
 		if err != nil {
 			fmt.Fprintln(env.stderr, err)
@@ -133,6 +136,20 @@ func rogueWorker(env *environment, steps testSteps, kind string) int {
 		r.tcp.Close()
 		prev = established
 	}
+}
+
+// rogueInClear is a worker that does not even shake hands.
+const rogueInClear = "in clear"
+
+func sendInClear(sock *os.File) int {
+	c, err := net.FileConn(sock)
+	if err != nil {
+		return 1
+	}
+	io.ReadFull(c, make([]byte, 1))
+	c.Write(clearly)
+	time.Sleep(time.Minute)
+	return 0
 }
 
 func (r *rogue) handshakeBadly(m *handoff.Message, sock *os.File) (*handoff.Message, error) {

@@ -130,7 +130,7 @@ func TestReturnerProcess(t *testing.T) {
 
 func echoAndReturn(l *handoff.Listener, sock *handoff.Socket) error {
 	defer sock.Close()
-	c, err := ktls.NewConn(sock.TCPConn)
+	c, err := ktls.NewConn(sock)
 	if err != nil {
 		return err
 	}
@@ -181,7 +181,7 @@ func mustAccept(t *testing.T, l net.Listener) (*handoff.Socket, *ktls.Conn) {
 		t.Fatal(err)
 	}
 	sock := accepted.(*handoff.Socket)
-	c, err := ktls.NewConn(sock.TCPConn)
+	c, err := ktls.NewConn(sock)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +234,7 @@ func TestAConnectionThatIsNotQuietStaysWithItsApplication(t *testing.T) {
 	sock.Close()
 	next := (<-again).(*handoff.Socket)
 	defer next.Close()
-	regained, err := ktls.NewConn(next.TCPConn)
+	regained, err := ktls.NewConn(next)
 	if err != nil || next.Cookie != sock.Cookie || next.Facts.ServerName != "localhost" {
 		t.Fatalf("%+v, %v", next, err)
 	}
