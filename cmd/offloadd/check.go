@@ -19,19 +19,20 @@ import (
 
 func checkCommand(env *environment) *cobra.Command {
 	var asJSON bool
-	var workerUser string
+	var workerUser, bpfDir string
 	c := &cobra.Command{
 		Use:   "check",
 		Short: "Say what this machine can do, and how to fix the rest",
 		Long: `Tries on loopback connections of its own what the kernel can do, and looks at what
-serve needs. Nothing is decided by version numbers.
+serve needs. Nothing is decided by version numbers. Where no BPF guards are loaded, it
+loads some for a moment to see whether they would act.
 
 Exits with 0 if serve can work here, and with 3 if something it needs is missing.`,
 		Example: `  offloadd check
   offloadd check --json | jq '.lines[] | select(.state != "yes")'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			report, err := check(cmd.Context(), workerUser)
+			report, err := check(cmd.Context(), workerUser, bpfDir)
 			if err != nil {
 				return err
 			}
@@ -47,6 +48,7 @@ Exits with 0 if serve can work here, and with 3 if something it needs is missing
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	addBPFDirFlag(c.Flags(), &bpfDir)
 	c.Flags().StringVar(&workerUser, "worker-user", "offloadd", "`user` that serve is to run workers as")
 	return c
 }
@@ -68,7 +70,7 @@ type checkLine struct {
 	Remedy string `json:"remedy,omitempty"`
 }
 
-func check(ctx context.Context, workerUser string) (*checkReport, error) {
+func check(ctx context.Context, workerUser, bpfDir string) (*checkReport, error) {
 	features, err := ktls.Probe(ctx)
 	if err != nil {
 		return nil, err
@@ -100,6 +102,7 @@ func check(ctx context.Context, workerUser string) (*checkReport, error) {
 	}
 	if ulp == nil {
 		r.addOffload(features.Devices)
+		r.addGuards(bpfDir)
 	}
 	r.Ready = r.missing() == 0
 	return r, nil
