@@ -143,19 +143,24 @@ func demoReady() error {
 // start starts the daemon and the application, and returns what ends them.
 func (d *demo) start(ctx context.Context, report *demoReport) (stop func(), err error) {
 	socket := filepath.Join(d.temporary, "application.sock")
-	serve := d.command("serve", "--log", "json", "--ledger", d.path("ledger"), "--listen", "127.0.0.1:0", "--workers", "1",
+	guards, unload := d.loadGuards(report)
+	serve := d.command(append(append([]string{"serve"}, guards...), "--log", "json", "--ledger", d.path("ledger"), "--listen", "127.0.0.1:0", "--workers", "1",
 		"--certificate", d.path("certificate.pem"), "--key", d.path("key.pem"), "--alpn", "http/1.1",
 		"--application", socket, "--application-user", fmt.Sprint(demoApplicationUID),
-		"--control", filepath.Join(d.temporary, "control.sock"), "--worker-user", fmt.Sprint(demoWorkerUID))
+		"--control", filepath.Join(d.temporary, "control.sock"), "--worker-user", fmt.Sprint(demoWorkerUID))...)
 	pipe, err := serve.StderrPipe()
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = serve.Start()
 	}
-	if err := serve.Start(); err != nil {
+	if err != nil {
+		unload()
 		return nil, err
 	}
 	d.log = newServeLog(pipe)
-	stopServe := func() { endChild(serve) }
+	stopServe := func() {
+		endChild(serve)
+		unload()
+	}
 	listening, err := d.log.wait(ctx, "listening", nil)
 	if err != nil {
 		stopServe()

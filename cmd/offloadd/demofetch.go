@@ -180,6 +180,8 @@ func (d *demo) fetch(ctx context.Context, client demoClient) (*demoTransfer, err
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	asked := make(chan string, 1)
+	go func() { asked <- d.askForKey(ctx, seen) }()
 	io.WriteString(stdin, input)
 	h := sha256.New()
 	n, copyErr := copyBody(io.MultiWriter(h, d.progress.start(client.name+" fetches "+d.file.name, d.file.size)), stdout, client.raw)
@@ -190,7 +192,7 @@ func (d *demo) fetch(ctx context.Context, client demoClient) (*demoTransfer, err
 	}
 	t := &demoTransfer{
 		Client: client.name, File: d.file.name, Bytes: n, Seconds: elapsed.Seconds(),
-		SHA256: hex.EncodeToString(h.Sum(nil)), WantSHA256: d.file.sha256,
+		SHA256: hex.EncodeToString(h.Sum(nil)), WantSHA256: d.file.sha256, KeyAsked: <-asked,
 	}
 	if t.SHA256 != t.WantSHA256 || n != d.file.size {
 		return nil, fmt.Errorf("got %d bytes with SHA-256 %s, the file has %d with %s", n, t.SHA256, d.file.size, t.WantSHA256)

@@ -14,10 +14,17 @@ import (
 // demoReport is the story of a demo, for people and as JSON.
 type demoReport struct {
 	Kernel    string            `json:"kernel"`
+	Guards    demoGuards        `json:"guards"`
 	Processes []demoProcess     `json:"processes"`
 	Transfers []demoTransfer    `json:"transfers"`
 	Before    map[string]uint64 `json:"tls_stat_before"`
 	After     map[string]uint64 `json:"tls_stat_after"`
+}
+
+// demoGuards is how the BPF guards act, or why there are none.
+type demoGuards struct {
+	Form string `json:"form,omitempty"`
+	Off  string `json:"off,omitempty"`
 }
 
 type demoProcess struct {
@@ -47,6 +54,9 @@ type demoTransfer struct {
 	OpenMicroseconds                int64 `json:"open_us"`
 	InstallMicroseconds             int64 `json:"install_us"`
 	AcceptToApplicationMicroseconds int64 `json:"accept_to_application_us"`
+
+	// KeyAsked is what the kernel answered when root asked for the key.
+	KeyAsked string `json:"key_asked"`
 }
 
 // paths names the modes of the kernel for people.
@@ -60,6 +70,11 @@ func (r *demoReport) print(w io.Writer) error {
 		fmt.Fprintf(t, "%s\t%d\t%d\t%s\n", p.Name, p.PID, p.UID, p.Holds)
 	}
 	t.Flush()
+	if r.Guards.Off != "" {
+		fmt.Fprintf(w, "\nNo BPF guards: %s\n", r.Guards.Off)
+	} else {
+		fmt.Fprintf(w, "\nBPF guards act, as %s\n", r.Guards.Form)
+	}
 	for _, x := range r.Transfers {
 		x.print(w)
 	}
@@ -80,6 +95,7 @@ func (x *demoTransfer) print(w io.Writer) {
 	fmt.Fprintf(w, "  handshake  %s, %s, %s\n", x.Version, x.Suite, x.Group)
 	fmt.Fprintf(w, "  keys       read blob %d bytes, write blob %d bytes; opened in %d µs, installed in %d µs\n",
 		x.ReadBlobBytes, x.WriteBlobBytes, x.OpenMicroseconds, x.InstallMicroseconds)
+	fmt.Fprintf(w, "  guard      root asked the kernel for the key in mid-transfer: %s\n", x.KeyAsked)
 	fmt.Fprintf(w, "  path       sending: %s; receiving: %s\n", paths[x.TX], paths[x.RX])
 	if x.PathReason != "" {
 		fmt.Fprintf(w, "             %s\n", x.PathReason)

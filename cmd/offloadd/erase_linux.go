@@ -18,7 +18,9 @@ const (
 
 // eraseKeys overwrites the keys of revoked sockets, in whichever processes hold them.
 // All holders share the socket, so one descriptor is enough; the others are named.
-// Guards that are loaded in bpfDir are asked to let this process.
+// Guards that are loaded in bpfDir are asked to let this process. It does not look into
+// the processes of a guarded daemon, where a connection is for a moment only; nobody
+// else may ask that daemon's sockets for keys.
 func eraseKeys(results []*revokeResult, bpfDir string) error {
 	wanted := make(map[uint64]*revokeResult)
 	for _, r := range results {

@@ -68,10 +68,10 @@ func TestRevokingErasesTheKeysWhereTheKernelCan(t *testing.T) {
 }
 
 // TestTheHolderOfARevokedSocketIsNamed: here the daemon itself, which waits for an
-// application.
+// application. (Under guard the command could not look into it.)
 func TestTheHolderOfARevokedSocketIsNamed(t *testing.T) {
 	requireDaemon(t)
-	d := startDaemon(t, sharedIdentity(t), daemonOptions{settings: "application_timeout = \"3s\""})
+	d := startDaemon(t, sharedIdentity(t), daemonOptions{settings: "guard = \"off\"\napplication_timeout = \"3s\""})
 	c, err := d.dial(d.clientConfig()) // no application takes it
 	if err != nil {
 		t.Fatal(err)

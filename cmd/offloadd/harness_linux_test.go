@@ -43,7 +43,7 @@ const (
 	envSteps    = "OFFLOADD_TEST_STEPS"     // the file of testSteps
 	envRogue    = "OFFLOADD_TEST_ROGUE"     // workers break the protocol: see rogue_linux_test.go
 	envAttempt  = "OFFLOADD_TEST_ATTEMPT"   // a worker tries this: see confinement_linux_test.go
-	envGuard    = "OFFLOADD_TEST_GUARD"     // set: all tests run under the BPF guards
+	envGuard    = "OFFLOADD_TEST_GUARD"     // a kernel series on which all tests run under the BPF guards
 	envLeaveOut = "OFFLOADD_TEST_LEAVE_OUT" // parts of the confinement to do without, with commas
 )
 
@@ -86,10 +86,17 @@ func TestMain(m *testing.M) {
 	os.Exit(run(env, os.Args[1:]))
 }
 
-// underGuard loads the guards for all tests, if envGuard is set. Tests ask for keys of
-// the sockets that they get as an application.
+// guardedKernel says that the daemons of all tests find guards, which is so on the kernel
+// series that envGuard names.
+func guardedKernel() bool {
+	series := os.Getenv(envGuard)
+	return series != "" && series == os.Getenv("OFFLOADD_KERNEL_SERIES")
+}
+
+// underGuard loads the guards for all tests. Tests may ask for keys of the sockets that
+// they get as an application.
 func underGuard() error {
-	if os.Getenv(envGuard) == "" || os.Getenv(bpfTestLoaded) != "" {
+	if !guardedKernel() || os.Getenv(bpfTestLoaded) != "" {
 		return nil
 	}
 	if _, err := bpf.Load(bpf.Options{}); err != nil {

@@ -28,7 +28,7 @@ func TestNoKeyStaysInAnyProcess(t *testing.T) {
 	requireDaemon(t)
 	for _, version := range []uint16{tls.VersionTLS13, tls.VersionTLS12} {
 		t.Run(tls.VersionName(version), func(t *testing.T) {
-			d := startDaemon(t, sharedIdentity(t), daemonOptions{settings: "workers = 1\nworker_connections = 3"})
+			d := startDaemon(t, sharedIdentity(t), daemonOptions{settings: "guard = \"off\"\nworkers = 1\nworker_connections = 3"})
 			application := startEchoApplication(t, d)
 			var secrets []needle
 			var conns []*tls.Conn

@@ -55,6 +55,7 @@ var guestPackages = []string{
 	"curl",
 	"dash", // as sh: busybox's shell prefers its own commands to those of other packages
 	"iproute2",
+	"nginx",
 	"openssl",
 	"strace",
 	"swtpm",

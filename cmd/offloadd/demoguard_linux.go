@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/offloadd/offloadd/bpf"
+	"github.com/offloadd/offloadd/ktls"
+)
+
+// loadGuards loads guards for this demo alone, if the machine can, and returns the
+// flags for serve.
+func (d *demo) loadGuards(report *demoReport) (flags []string, unload func()) {
+	dir := filepath.Join(filepath.Dir(bpf.DefaultDir), fmt.Sprintf("offloadd-demo-%d", os.Getpid()))
+	loaded, err := bpf.Load(bpf.Options{Dir: dir})
+	if err != nil {
+		report.Guards.Off = err.Error()
+		return []string{"--guard", guardOff}, func() {}
+	}
+	report.Guards.Form = string(loaded.Form)
+	return []string{"--guard", guardRequire, "--bpf-dir", dir}, func() {
+		if err := bpf.Unload(dir); err != nil {
+			fmt.Fprintln(d.env.stderr, "offloadd demo: unload the guards:", err)
+		}
+	}
+}
+
+// askForKey takes the connection that comes after the first seen ones from the
+// application, as root can, and asks the kernel for its write key: for the length that
+// tells version and cipher only, since a key has no place here. It returns the answer.
+func (d *demo) askForKey(ctx context.Context, seen int) string {
+	n := 0
+	handed, err := d.log.wait(ctx, "handed over", func(logEntry) bool { n++; return n > seen })
+	if err != nil {
+		return err.Error()
+	}
+	answer := "the application does not hold it any more"
+	err = eachSocket(int(handed.number("application_pid")), func(sock *os.File) {
+		if cookie, err := ktls.Cookie(sock); err != nil || int64(cookie) != handed.number("socket") {
+			return
+		}
+		// Not by Fd, which would make the application's socket a blocking one.
+		raw, err := sock.SyscallConn()
+		if err == nil {
+			err = raw.Control(func(fd uintptr) { answer = askForHeader(int(fd)) })
+		}
+		if err != nil {
+			answer = err.Error()
+		}
+	})
+	if err != nil {
+		return err.Error()
+	}
+	return answer
+}
+
+func askForHeader(fd int) string {
+	const tlsTX = 1 // include/uapi/linux/tls.h
+	if _, err := unix.GetsockoptInt(fd, unix.SOL_TLS, tlsTX); err != nil {
+		return err.Error()
+	}
+	return "granted"
+}
