@@ -3,10 +3,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -40,9 +42,21 @@ func (d *demo) askForKey(ctx context.Context, seen int) string {
 	if err != nil {
 		return err.Error()
 	}
-	answer := "the application does not hold it any more"
-	err = eachSocket(int(handed.number("application_pid")), func(sock *os.File) {
-		if cookie, err := ktls.Cookie(sock); err != nil || int64(cookie) != handed.number("socket") {
+	// It may be on its way to the application still.
+	for range 100 {
+		answer, err := askInProcess(int(handed.number("application_pid")), handed.number("socket"))
+		if answer != "" || err != nil {
+			return cmp.Or(answer, fmt.Sprint(err))
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return "the application does not hold it any more"
+}
+
+// askInProcess asks for the key of one socket of a process; "" if it has no such.
+func askInProcess(pid int, socket int64) (answer string, err error) {
+	err = eachSocket(pid, func(sock *os.File) {
+		if cookie, err := ktls.Cookie(sock); err != nil || int64(cookie) != socket {
 			return
 		}
 		// Not by Fd, which would make the application's socket a blocking one.
@@ -54,10 +68,7 @@ func (d *demo) askForKey(ctx context.Context, seen int) string {
 			answer = err.Error()
 		}
 	})
-	if err != nil {
-		return err.Error()
-	}
-	return answer
+	return answer, err
 }
 
 func askForHeader(fd int) string {
