@@ -25,6 +25,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -175,7 +176,7 @@ func (d *demo) fetch(ctx context.Context, client demoClient) (*demoTransfer, err
 	if err != nil {
 		return nil, err
 	}
-	seen := d.log.count("handed over")
+	seen := d.log.sockets("handed over")
 	start := time.Now()
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -215,10 +216,9 @@ func copyBody(dst io.Writer, src io.Reader, raw bool) (int64, error) {
 	return io.Copy(dst, response.Body)
 }
 
-// tell fills in what the daemon logged of the connection after the first seen ones.
-func (d *demo) tell(ctx context.Context, t *demoTransfer, seen int) error {
-	n := 0
-	handed, err := d.log.wait(ctx, "handed over", func(logEntry) bool { n++; return n > seen })
+// tell fills in what the daemon logged of the connection that is not among the seen.
+func (d *demo) tell(ctx context.Context, t *demoTransfer, seen []int64) error {
+	handed, err := d.handedOver(ctx, seen)
 	if err != nil {
 		return err
 	}
@@ -233,6 +233,23 @@ func (d *demo) tell(ctx context.Context, t *demoTransfer, seen int) error {
 	t.OpenMicroseconds, t.InstallMicroseconds = e.number("open_us"), e.number("install_us")
 	t.AcceptToApplicationMicroseconds = handed.number("accept_to_application_us")
 	return nil
+}
+
+// handedOver waits for a connection that is not among the seen.
+func (d *demo) handedOver(ctx context.Context, seen []int64) (logEntry, error) {
+	return d.log.wait(ctx, "handed over", func(e logEntry) bool { return !slices.Contains(seen, e.number("socket")) })
+}
+
+// sockets are those that the entries with this message speak of.
+func (l *serveLog) sockets(message string) (all []int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.entries {
+		if e.text("msg") == message {
+			all = append(all, e.number("socket"))
+		}
+	}
+	return all
 }
 
 func (l *serveLog) count(message string) (n int) {

@@ -33,12 +33,10 @@ func (d *demo) loadGuards(report *demoReport) (flags []string, unload func()) {
 	}
 }
 
-// askForKey takes the connection that comes after the first seen ones from the
-// application, as root can, and asks the kernel for its write key: for the length that
+// askForKey takes the connection that is not among the seen from the application, as root can, and asks the kernel for its write key: for the length that
 // tells version and cipher only, since a key has no place here. It returns the answer.
-func (d *demo) askForKey(ctx context.Context, seen int) string {
-	n := 0
-	handed, err := d.log.wait(ctx, "handed over", func(logEntry) bool { n++; return n > seen })
+func (d *demo) askForKey(ctx context.Context, seen []int64) string {
+	handed, err := d.handedOver(ctx, seen)
 	if err != nil {
 		return err.Error()
 	}
