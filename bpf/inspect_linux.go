@@ -13,8 +13,11 @@ import (
 
 // Inspect says what is pinned in a directory. It changes nothing. ErrNotLoaded: nothing is.
 func Inspect(dir string) (Report, error) {
-	p := pins{cmp.Or(dir, DefaultDir)}
-	all, err := readObjects(objects())
+	return pins{cmp.Or(dir, DefaultDir)}.inspectAll(objects())
+}
+
+func (p pins) inspectAll(objects []object) (Report, error) {
+	all, err := readObjects(objects)
 	if err != nil {
 		return Report{}, err
 	}

@@ -22,6 +22,8 @@ type Options struct {
 	Form Form
 	// Cgroup is the one whose sockets are looked at on their way out. Empty: the root of cgroup 2.
 	Cgroup string
+
+	entries map[string]uint32 // sizes of maps, for tests
 }
 
 const rootCgroup = "/sys/fs/cgroup"
@@ -46,10 +48,19 @@ func (all *set) load(o Options) (Report, error) {
 		return Report{}, err
 	}
 	defer unlock()
+	all.resize(o.entries)
+	// Before the types are read: those of a module come with it.
+	for _, one := range all.programs {
+		if one.object.module != "" {
+			requestModule(one.object.module)
+		}
+	}
 	types := btf.NewCache()
-	form, err := chooseForm(all, o.Form, types)
-	if err != nil {
-		return Report{}, err
+	form := FormLSM // of what has one form only
+	if all.guards() {
+		if form, err = chooseForm(all, o.Form, types); err != nil {
+			return Report{}, err
+		}
 	}
 	l := &loading{pins: p, set: all, form: form, cgroup: cmp.Or(o.Cgroup, rootCgroup), types: types, maps: map[string]*ebpf.Map{}}
 	defer l.close()
@@ -96,6 +107,9 @@ func (l *loading) run() (err error) {
 // test tries the guards. What an earlier load attached elsewhere is still there, and may be what answers; but that the
 // form works was tried without.
 func (l *loading) test() error {
+	if !l.set.guards() {
+		return nil
+	}
 	return errors.Join(testKeyGuard(l.maps[mapSockets]), testPlaintextGuard(l.maps[mapSockets]), testShield(l.maps[mapTasks]))
 }
 
@@ -141,9 +155,6 @@ func (l *loading) loadPrograms() error {
 		p := &l.set.programs[i]
 		s := &step{program: p, info: p.describe(l.form)}
 		l.steps = append(l.steps, s)
-		if p.object.module != "" {
-			requestModule(p.object.module)
-		}
 		if err := s.load(p.in(l.form), l.maps, l.types); err != nil {
 			err = privilege(fmt.Sprintf("load program %s of %s", p.name, p.object.name), err)
 			if !p.object.optional {
@@ -228,8 +239,21 @@ func (l *loading) pin() error {
 		if s.info.Change == "new" {
 			l.pinned = append(l.pinned, place)
 		}
+		if err := l.pinProgram(s); err != nil {
+			return privilege("pin program "+s.program.name, err)
+		}
 	}
 	return nil
+}
+
+// pinProgram lets processes without capabilities ask for a program's statistics. It keeps nothing attached.
+func (l *loading) pinProgram(s *step) error {
+	place := l.pins.programPin(s.info.pin())
+	if err := os.Remove(place); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	l.pinned = append(l.pinned, place)
+	return s.loaded.Pin(place)
 }
 
 // removeOthers removes what an earlier version attached and this one does not, and what a killed load left.
@@ -244,6 +268,9 @@ func (l *loading) removeOthers() error {
 		}
 		if err := os.Remove(l.pins.linkPin(name)); err != nil {
 			return privilege("remove "+l.pins.linkPin(name), err)
+		}
+		if err := os.Remove(l.pins.programPin(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return privilege("remove "+l.pins.programPin(name), err)
 		}
 	}
 	return privilege("remove what was pinned by halves", l.pins.emptyNext())
@@ -276,7 +303,10 @@ func (l *loading) close() {
 }
 
 func (l *loading) report() Report {
-	r := Report{Dir: l.pins.dir, Form: l.form, Lockdown: lockdown(), Managed: countSockets(l.maps[mapSockets])}
+	r := Report{Dir: l.pins.dir, Lockdown: lockdown()}
+	if l.set.guards() {
+		r.Form, r.Managed = l.form, countSockets(l.maps[mapSockets])
+	}
 	for _, s := range l.steps {
 		r.Programs = append(r.Programs, s.info)
 	}

@@ -22,6 +22,8 @@ var (
 	plaintextObject []byte
 	//go:embed egress.o
 	egressObject []byte
+	//go:embed observer.o
+	observerObject []byte
 )
 
 // An object is one file of programs. Its maps are shared with all others, by name.
@@ -44,6 +46,12 @@ func objects() []object {
 		{name: "plaintext", feature: "plaintext guard", bytes: plaintextObject, needless: needlessForPlaintext},
 		{name: "egress", feature: "backstop of the plaintext guard", bytes: egressObject},
 	}
+}
+
+// observerObjects are loaded apart from the guards: neither needs the other, and maps of the observer may change their
+// shape without a word to the guards.
+func observerObjects() []object {
+	return []object{{name: "observer", feature: "observer", bytes: observerObject, optional: true, module: "tls"}}
 }
 
 // A program is one of an object, as it is in the file.
@@ -91,6 +99,18 @@ func readObjects(objects []object) (*set, error) {
 	return all, nil
 }
 
+// resize changes the sizes of maps, by name.
+func (s *set) resize(entries map[string]uint32) {
+	for name, n := range entries {
+		s.maps[name].MaxEntries = n
+		for i := range s.programs {
+			if m := s.programs[i].spec.Maps[name]; m != nil {
+				m.MaxEntries = n
+			}
+		}
+	}
+}
+
 func sameShape(a, b *ebpf.MapSpec) bool {
 	return a.Type == b.Type && a.KeySize == b.KeySize && a.ValueSize == b.ValueSize && a.MaxEntries == b.MaxEntries && a.Flags == b.Flags
 }
@@ -105,6 +125,11 @@ func (p *program) in(form Form) *ebpf.CollectionSpec {
 		one.Type, one.AttachType, one.AttachTo = ebpf.Tracing, ebpf.AttachModifyReturn, "security_"+one.AttachTo
 	}
 	return spec
+}
+
+// guards says whether any program is a guard.
+func (s *set) guards() bool {
+	return slices.ContainsFunc(s.programs, func(p program) bool { return p.isGuard() })
 }
 
 // isGuard says whether the program has the two forms.

@@ -19,7 +19,7 @@ func TestEveryObjectIsInTheTable(t *testing.T) {
 		t.Fatalf("objects %q, %v", files, err)
 	}
 	inTable := map[string]bool{}
-	for _, o := range objects() {
+	for _, o := range append(objects(), observerObjects()...) {
 		inTable[o.name+".o"] = true
 	}
 	for _, file := range files {
@@ -32,7 +32,7 @@ func TestEveryObjectIsInTheTable(t *testing.T) {
 // TestObjectsHaveNoGlobalVariables: each would be a map of its own, made anew by every load, so that programs which are
 // the same would never be seen as such.
 func TestObjectsHaveNoGlobalVariables(t *testing.T) {
-	for _, o := range objects() {
+	for _, o := range append(objects(), observerObjects()...) {
 		spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(o.bytes))
 		if err != nil {
 			t.Fatal(err)

@@ -26,6 +26,8 @@ func (p pins) mapPin(name string) string  { return filepath.Join(p.dir, "maps", 
 func (p pins) linkPin(name string) string { return filepath.Join(p.dir, "links", name) }
 func (p pins) nextPin(name string) string { return filepath.Join(p.dir, "next", name) }
 
+func (p pins) programPin(name string) string { return filepath.Join(p.dir, "programs", name) }
+
 // lock lets one process at a time load or unload, by a lock on the directory above ours, which stays. The kernel drops
 // it with the process.
 func (p pins) lock() (unlock func(), err error) {
@@ -59,7 +61,7 @@ func flock(file *os.File) error {
 
 // make makes the directories, and takes from others what they should not have.
 func (p pins) make() error {
-	for _, dir := range []string{p.dir, filepath.Join(p.dir, "maps"), filepath.Join(p.dir, "links"), filepath.Join(p.dir, "next")} {
+	for _, dir := range []string{p.dir, filepath.Join(p.dir, "maps"), filepath.Join(p.dir, "links"), filepath.Join(p.dir, "next"), filepath.Join(p.dir, "programs")} {
 		if err := os.Mkdir(dir, dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
 			return privilege("make "+dir, err)
 		}

@@ -82,7 +82,7 @@ Exits with 3 if this machine cannot, and says why.`,
 		if form != "" && form != string(bpf.FormLSM) && form != string(bpf.FormModifyReturn) {
 			return bpf.Report{}, usageError("--form is lsm or fmod_ret, not %q", form)
 		}
-		return bpf.Load(bpf.Options{Dir: dir, Form: bpf.Form(form), Cgroup: cgroup})
+		return withObserver(bpf.Options{Dir: dir, Form: bpf.Form(form), Cgroup: cgroup}, bpf.Load, bpf.LoadObserver)
 	})
 }
 
@@ -93,7 +93,18 @@ func bpfStatusCommand(env *environment) *cobra.Command {
 		Long:  "Exits with 3 if nothing is loaded, or a program that guards is missing.",
 		Example: `  offloadd bpf status
   offloadd bpf status --json | jq '.programs[] | select(.off)'`,
-	}, bpf.Inspect)
+	}, func(dir string) (bpf.Report, error) { return withObserver(dir, bpf.Inspect, bpf.InspectObserver) })
+}
+
+// withObserver does the same with guards and observer, which need not each other.
+func withObserver[T any](what T, guards, observer func(T) (bpf.Report, error)) (bpf.Report, error) {
+	r, err := guards(what)
+	seen, err2 := observer(what)
+	r.Programs = append(r.Programs, seen.Programs...)
+	if errors.Is(err2, bpf.ErrNotLoaded) {
+		err2 = nil // of an earlier version, which had none
+	}
+	return r, errors.Join(err, err2)
 }
 
 func bpfUnloadCommand(env *environment) *cobra.Command {
