@@ -97,8 +97,8 @@ func (a *rawAddress) ports() (local, peer netip.AddrPort) {
 func (r *rawListed) connection() Connection {
 	c := Connection{
 		Cookie: r.Cookie, Version: r.Version, Cipher: r.Cipher, Inode: r.Inode, UID: r.UID,
-		Sending:   Key{Path(r.Path[sending]), r.Sequence[sending]},
-		Receiving: Key{Path(r.Path[receiving]), r.Sequence[receiving]},
+		Sending:   Key{Path(r.Path[outward]), r.Sequence[outward]},
+		Receiving: Key{Path(r.Path[inward]), r.Sequence[inward]},
 		Sent:      r.Sent, Acked: r.Acked, Received: r.Received, Retransmitted: r.Retransmitted,
 	}
 	c.Local, c.Peer = r.Address.ports()
@@ -112,7 +112,7 @@ func (r *rawConnection) totals(boot time.Time) *Totals {
 			Sequence: r.Sequence[d], Path: Path(r.Path[d])}
 	}
 	return &Totals{
-		Since: boot.Add(time.Duration(r.Since)), Sending: traffic(sending), Receiving: traffic(receiving),
+		Since: boot.Add(time.Duration(r.Since)), Sending: traffic(outward), Receiving: traffic(inward),
 		Errors: r.Errors, Failures: r.Failures, Failure: syscall.Errno(-r.Failure),
 		End: End(r.End), PeerFirst: r.PeerFirst != 0, Unread: r.Unread, UnreadRecords: r.UnreadRecords,
 	}

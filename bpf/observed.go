@@ -16,8 +16,8 @@ func listProgram() *Program { return &Program{Name: "observe_list", Attach: "ite
 
 // Directions, as indices.
 const (
-	sending = iota
-	receiving
+	outward = iota
+	inward
 	directions
 )
 

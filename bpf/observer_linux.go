@@ -240,7 +240,7 @@ type Event struct {
 	Kind   EventKind
 	Time   time.Time
 	Cookie uint64
-	// Sending or else receiving: the key of Installed and Rekeyed, the call of Failed.
+	// Sending, or else receiving: the key of Installed and Rekeyed, the call of Failed.
 	Sending bool
 	// Error of Failed. Layer: the record layer gave up; else a call returned it, for the first time of its kind.
 	Error unix.Errno
@@ -285,7 +285,7 @@ func (r *rawEvent) event(boot time.Time) Event {
 	c := &r.Connection
 	totals := c.totals(boot)
 	e := Event{
-		Kind: EventKind(r.Kind), Time: boot.Add(time.Duration(r.Time)), Cookie: r.Cookie, Sending: r.Direction == sending,
+		Kind: EventKind(r.Kind), Time: boot.Add(time.Duration(r.Time)), Cookie: r.Cookie, Sending: r.Direction == outward,
 		Error: unix.Errno(-r.Error), Layer: r.Layer != 0,
 		Connection: Connection{Cookie: r.Cookie, Version: c.Version, Cipher: c.Cipher, Totals: totals,
 			Sending:   Key{totals.Sending.Path, totals.Sending.Sequence},

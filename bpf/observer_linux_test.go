@@ -252,8 +252,8 @@ func checkLive(t *testing.T, o *Observer, live []*tlsSocket) {
 			continue
 		}
 		c := &list[i]
-		sent, err1 := s.sequence(sending)
-		received, err2 := s.sequence(receiving)
+		sent, err1 := s.sequence(outward)
+		received, err2 := s.sequence(inward)
 		if err := errors.Join(err1, err2); err != nil {
 			t.Fatal(err)
 		}

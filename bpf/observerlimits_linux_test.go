@@ -265,7 +265,7 @@ func anAlarmComesBeforeAKeyIsSpent(t *testing.T, o *Observer) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := errors.Join(s.install(sending, c.suite.key(c.seq)), s.install(receiving, c.suite.key(0))); err != nil {
+			if err := errors.Join(s.install(outward, c.suite.key(c.seq)), s.install(inward, c.suite.key(0))); err != nil {
 				t.Fatal(err)
 			}
 			alarms := Alarms(keyed(t, o), 0.8)

@@ -101,7 +101,7 @@ func newTLSSocket(fd int, suite testSuite) (*tlsSocket, error) {
 }
 
 func (s *tlsSocket) install(d int, key []byte) error {
-	option := map[int]int{sending: optionTX, receiving: optionRX}[d]
+	option := map[int]int{outward: optionTX, inward: optionRX}[d]
 	if err := unix.SetsockoptString(s.fd, solTLS, option, string(key)); err != nil {
 		return os.NewSyscallError("TLS_TX or TLS_RX", err)
 	}
@@ -125,13 +125,13 @@ func tlsPair(listener int, suite testSuite, seq uint64) (client, server *tlsSock
 		return nil, nil, err
 	}
 	there, back := suite.key(seq), suite.key(2*seq)
-	return client, server, errors.Join(client.install(sending, there), client.install(receiving, back),
-		server.install(receiving, there), server.install(sending, back))
+	return client, server, errors.Join(client.install(outward, there), client.install(inward, back),
+		server.install(inward, there), server.install(outward, back))
 }
 
 // sequence asks the kernel. The value is the key, so it is dropped at once.
 func (s *tlsSocket) sequence(d int) (uint64, error) {
-	option := map[int]int{sending: optionTX, receiving: optionRX}[d]
+	option := map[int]int{outward: optionTX, inward: optionRX}[d]
 	size := 40
 	if s.cipher != 51 {
 		size = 56
@@ -146,7 +146,7 @@ func (s *tlsSocket) sequence(d int) (uint64, error) {
 
 // traffic of a direction, to be counted.
 func (s *tlsSocket) traffic(d int) *Traffic {
-	if d == sending {
+	if d == outward {
 		return &s.want.Sending
 	}
 	return &s.want.Receiving
@@ -181,7 +181,7 @@ func (s *tlsSocket) count(d, n int, err error) (int, error) {
 // send sends all of b with one call, and the last record open if more follows.
 func (s *tlsSocket) send(b []byte, flags int) error {
 	n, err := unix.SendmsgN(s.fd, b, nil, nil, flags|unix.MSG_NOSIGNAL)
-	n, err = s.count(sending, n, err)
+	n, err = s.count(outward, n, err)
 	switch {
 	case errors.Is(err, unix.EINTR): // a signal of Go's scheduler
 		return s.send(b, flags)
@@ -198,7 +198,7 @@ func (s *tlsSocket) sendControl(kind byte, b []byte) error {
 	h.Level, h.Type = solTLS, setRecordType
 	h.SetLen(unix.CmsgLen(1))
 	control[unix.CmsgLen(0)] = kind
-	_, err := s.count(sending, 0, nil)
+	_, err := s.count(outward, 0, nil)
 	n, err2 := unix.SendmsgN(s.fd, b, control, nil, unix.MSG_NOSIGNAL)
 	s.want.Sending.Bytes += uint64(max(n, 0))
 	return errors.Join(err, err2)
@@ -211,7 +211,7 @@ func (s *tlsSocket) receive(b []byte, flags int) (int, error) {
 	if flags&unix.MSG_PEEK != 0 {
 		counted = 0
 	}
-	if _, err = s.count(receiving, counted, err); errors.Is(err, unix.EINTR) {
+	if _, err = s.count(inward, counted, err); errors.Is(err, unix.EINTR) {
 		return s.receive(b, flags)
 	}
 	return n, err
@@ -220,7 +220,7 @@ func (s *tlsSocket) receive(b []byte, flags int) (int, error) {
 // receiveControl reads a record of any type.
 func (s *tlsSocket) receiveControl(b []byte) (int, error) {
 	n, _, _, _, err := unix.Recvmsg(s.fd, b, make([]byte, unix.CmsgSpace(1)), 0)
-	return s.count(receiving, n, err)
+	return s.count(inward, n, err)
 }
 
 // receiveAll reads so many bytes.

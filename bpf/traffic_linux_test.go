@@ -116,7 +116,7 @@ func (p *playground) sendFile(s *tlsSocket, n int) error {
 func (p *playground) splice(s *tlsSocket, n int) error {
 	for n > 0 {
 		got, err := unix.Splice(s.fd, nil, p.pipe[1], nil, n, 0)
-		if _, err = s.count(receiving, int(got), err); err != nil {
+		if _, err = s.count(inward, int(got), err); err != nil {
 			return err
 		}
 		if _, err := unix.Read(p.pipe[0], p.buffer); err != nil {
@@ -134,12 +134,12 @@ func (p *playground) rekey(from, to *tlsSocket) error {
 			continue
 		}
 		key := suite.key(p.random.Uint64N(1000))
-		old, err := from.sequence(sending)
+		old, err := from.sequence(outward)
 		if err != nil {
 			return err
 		}
-		start := from.start[sending]
-		if err := from.install(sending, key); errors.Is(err, unix.EBUSY) {
+		start := from.start[outward]
+		if err := from.install(outward, key); errors.Is(err, unix.EBUSY) {
 			p.noRekey = true
 			return nil
 		} else if err != nil {
@@ -148,13 +148,13 @@ func (p *playground) rekey(from, to *tlsSocket) error {
 		p.rekeys = true
 		from.want.Sending.Records += old - start
 		from.want.Sending.Rekeys++
-		if old, err = to.sequence(receiving); err != nil {
+		if old, err = to.sequence(inward); err != nil {
 			return err
 		}
-		start = to.start[receiving]
+		start = to.start[inward]
 		to.want.Receiving.Records += old - start
 		to.want.Receiving.Rekeys++
-		return to.install(receiving, key)
+		return to.install(inward, key)
 	}
 	return nil
 }
@@ -219,7 +219,7 @@ func (p *playground) forged() (*tlsSocket, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.install(receiving, suite.key(7)); err != nil {
+	if err := s.install(inward, suite.key(7)); err != nil {
 		return nil, err
 	}
 	record := append([]byte{23, 3, 3, 0, 100}, make([]byte, 100)...)
