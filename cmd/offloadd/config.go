@@ -45,7 +45,10 @@ type config struct {
 	// Guard is the policy towards the BPF guards: require, prefer or off.
 	Guard string `toml:"guard"`
 	// BPFDir is where "offloadd bpf load" has pinned them.
-	BPFDir    string           `toml:"bpf_dir"`
+	BPFDir string `toml:"bpf_dir"`
+	// Metrics is where Prometheus may ask: host:port, or the path of a unix socket; ""
+	// for nowhere.
+	Metrics   string           `toml:"metrics"`
 	Listeners []listenerConfig `toml:"listener"`
 }
 
@@ -187,6 +190,8 @@ func (c *config) validate() error {
 		return fmt.Errorf("guard = %q, want require, prefer or off", c.Guard)
 	case !filepath.IsAbs(c.BPFDir):
 		return fmt.Errorf("bpf_dir = %q, want an absolute path, below /sys/fs/bpf", c.BPFDir)
+	case !validMetrics(c.Metrics):
+		return fmt.Errorf("metrics = %q, want an address such as \"127.0.0.1:9464\", or an absolute path of at most 100 bytes", c.Metrics)
 	case len(c.Listeners) == 0:
 		return errors.New("no [[listener]]")
 	}
@@ -253,6 +258,15 @@ func (c *certificateConfig) checkKey() error {
 		return err
 	}
 	return r.Supported()
+}
+
+// validMetrics: an address for all interfaces must be written out.
+func validMetrics(address string) bool {
+	if address == "" || filepath.IsAbs(address) {
+		return len(address) <= 100
+	}
+	host, port, err := net.SplitHostPort(address)
+	return err == nil && host != "" && port != ""
 }
 
 // userID turns a user's name or number into ids; the group is the user's own, or

@@ -46,12 +46,14 @@ func (c *connection) serve(ctx context.Context) {
 	if err := c.attach(); err != nil {
 		// Nothing was sent, and without the ULP nothing needs to be shut down.
 		c.log.Warn("connection refused", "step", stepAccepted, "error", err)
+		c.listener.daemon.metrics.failed(stepAccepted)
 		return
 	}
 	reached(stepAttached)
 	at, err := c.keyed(ctx, reached)
 	if err != nil {
 		err = errors.Join(err, c.end())
+		c.listener.daemon.metrics.failed(at)
 		c.logEnded(at, err)
 		return
 	}
@@ -85,11 +87,13 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 		return stepAttached, err
 	}
 	reached(stepOffered)
+	offered := time.Now()
 	r, err := c.await(w, replies, timeout)
 	if err != nil {
 		return stepOffered, err
 	}
 	defer r.destroy()
+	c.listener.daemon.metrics.handshakes.Observe(time.Since(offered).Seconds())
 	reached(stepOpened)
 	c.facts = r.facts
 	// Before the install, never after: a daemon that dies in between has at most
@@ -114,6 +118,7 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	// This version follows no KeyUpdate: the secrets for the next keys are for nothing.
 	kept.Destroy()
 	c.logInstalled(w, &r, info, time.Since(start))
+	c.listener.daemon.metrics.installed(c.facts, info)
 	c.recordCustody(entry, info, start)
 	c.listener.daemon.custody.Keep(c.cookie, &keptConnection{kept, c.facts, c.accepted})
 	if err := c.listener.daemon.guardian.ready(c.cookie); err != nil {
@@ -198,6 +203,7 @@ func (c *connection) logInstalled(w *workerProcess, r *reply, info ktls.Info, in
 func (c *connection) deliver(ctx context.Context, from *handoff.Conn) bool {
 	if err := c.tryDeliver(ctx, from); err != nil {
 		c.log.Warn("connection ended", "step", stepInstalled, "error", err)
+		c.listener.daemon.metrics.failed(stepInstalled)
 		c.closeNotify()
 		return false
 	}
@@ -207,10 +213,12 @@ func (c *connection) deliver(ctx context.Context, from *handoff.Conn) bool {
 func (c *connection) tryDeliver(ctx context.Context, from *handoff.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.listener.daemon.config.ApplicationTimeout))
 	defer cancel()
+	start := time.Now()
 	peer, err := c.listener.applications.deliver(ctx, &handoff.Message{Type: handoff.Connection, Cookie: c.cookie, Facts: c.facts}, c.tcp, from)
 	if err != nil {
 		return err
 	}
+	c.listener.daemon.metrics.handoffs.Observe(time.Since(start).Seconds())
 	c.listener.daemon.custody.Pass(c.cookie, custody.Hand{Role: "application", PID: peer.PID, UID: peer.UID, Time: time.Now()})
 	c.log.Info("handed over", "application_pid", peer.PID, "application_uid", peer.UID,
 		"accept_to_application_us", time.Since(c.accepted).Microseconds())

@@ -16,6 +16,7 @@ import (
 
 	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/blob/handoff"
+	"github.com/offloadd/offloadd/bpf"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/ledger"
 	"github.com/offloadd/offloadd/handshaker"
@@ -87,6 +88,8 @@ type daemon struct {
 	pool      *pool
 	signers   *signerKeeper
 	guardian  *guardian
+	observer  *bpf.Observer // nil if it is not loaded
+	metrics   *metrics
 	ledger    *ledger.Ledger
 	custody   *custody.Table // where the keys of live connections are
 	listeners []*listener
@@ -126,6 +129,11 @@ func serve(ctx context.Context, env *environment, config *config, log *slog.Logg
 	if err := d.listen(ctx); err != nil {
 		return err
 	}
+	endMetrics, err := d.startMetrics()
+	if err != nil {
+		return err
+	}
+	defer endMetrics()
 	if err := confineDaemon(env, d.listeners, log); err != nil {
 		return err
 	}
@@ -140,7 +148,7 @@ func newDaemon(env *environment, config *config, log *slog.Logger) (*daemon, err
 	}
 	d := &daemon{env: env, config: config, log: log, handshakes: make(chan struct{}, config.MaxHandshakes),
 		returns: make(chan struct{}, maxReturns),
-		custody: custody.NewTable(custody.MaxEntries, log)}
+		custody: custody.NewTable(custody.MaxEntries, log), metrics: newMetrics(), observer: openDaemonObserver(config, log)}
 	if d.signers, err = newSignerKeeper(config, uid, env, log); err != nil {
 		return nil, err
 	}
@@ -163,6 +171,7 @@ func (d *daemon) work(ctx context.Context) error {
 	pool, stopPool := context.WithCancel(context.Background())
 	defer stopPool()
 	go d.guardian.watch(pool)
+	go d.observe(pool)
 	if err := d.signers.start(pool); err != nil {
 		return err
 	}

@@ -104,6 +104,13 @@ func (t *Table) Get(socket uint64) (Entry, bool) {
 	return r.copy(), true
 }
 
+// Has reports whether there is an entry of a socket.
+func (t *Table) Has(socket uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.records[socket] != nil
+}
+
 // Sockets returns the sockets whose entries match, in the order of their making.
 func (t *Table) Sockets(match func(*Entry) bool) []uint64 {
 	t.mu.Lock()
