@@ -52,6 +52,7 @@ type controlRequest struct {
 type controlReply struct {
 	Version    int             `json:"version"`
 	Connection *custody.Entry  `json:"connection,omitempty"` // status
+	Traffic    *traffic        `json:"traffic,omitempty"`    // beside it, where the observer knows
 	Revoked    *revokeResult   `json:"revoked,omitempty"`    // revoke
 	Missing    uint64          `json:"missing,omitempty"`    // status: a socket that was asked for
 	Done       *controlSummary `json:"done,omitempty"`

@@ -158,7 +158,7 @@ func (c *control) answer(u *net.UnixConn, b []byte, pid int) error {
 		if r.Command == controlRevoke {
 			reply.Revoked = c.revoke(socket, pid)
 		} else if e, ok := c.daemon.custody.Get(socket); ok {
-			reply.Connection = &e
+			reply.Connection, reply.Traffic = &e, c.daemon.trafficOf(socket)
 		} else if reply.Missing = socket; !slices.Contains(r.Sockets, socket) {
 			continue // it ended just now
 		}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -130,6 +131,7 @@ func TestMetricsSayWhatWasDone(t *testing.T) {
 	if code, _, stderr := call("", "revoke", "--control", d.control, "--bpf-dir", bpfDir, fmt.Sprint(d.wait("installed")["socket"])); code != exitOK {
 		t.Fatalf("revoke: %d, %s", code, stderr)
 	}
+	checkStatus(t, d, fmt.Sprint(d.log.nth("installed", 2)["socket"]))
 	clients[2].Close()
 	in13 := "read=software,suite=" + suite + ",version=TLS 1.3,write=software"
 	in12 := "read=software,suite=TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,version=TLS 1.2,write=software"
@@ -177,6 +179,40 @@ func TestMetricsSayWhatWasDone(t *testing.T) {
 	for name := range want {
 		if !slices.Contains(metricNames(), name) {
 			t.Errorf("%s is in no list", name)
+		}
+	}
+}
+
+// checkStatus: one echo went over the connection, and its numbers are in each form of status.
+func checkStatus(t *testing.T, d *testDaemon, socket string) {
+	t.Helper()
+	sent := len(marker) + len("hello")
+	code, out, stderr := call("", "status", "--control", d.control)
+	lines := strings.Split(out, "\n")
+	row := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, socket+" ") })
+	if code != exitOK || row < 0 {
+		t.Fatalf("status exits with %d: %s%s", code, out, stderr)
+	}
+	if fields := strings.Fields(lines[row]); !strings.HasSuffix(lines[0], "OUT  IN  ERRORS") || !slices.Equal(fields[len(fields)-3:], []string{fmt.Sprint(sent), "5", "0"}) {
+		t.Errorf("want %d, 5 and 0 at the end of:\n%s\n%s", sent, lines[0], lines[row])
+	}
+	_, out, _ = call("", "status", "--control", d.control, socket)
+	if !strings.Contains(out, fmt.Sprintf("%d bytes in 1 records, next number 1", sent)) || !strings.Contains(out, "5 bytes in 1 records, next number 1") {
+		t.Errorf("%s", out)
+	}
+	_, out, _ = call("", "status", "--control", d.control, "--json")
+	var told struct {
+		Connections []struct {
+			Socket  uint64   `json:"socket"`
+			Traffic *traffic `json:"traffic"`
+		} `json:"connections"`
+	}
+	if err := json.Unmarshal([]byte(out), &told); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range told.Connections {
+		if fmt.Sprint(c.Socket) == socket && (c.Traffic == nil || c.Traffic.Sent != trafficDirection{uint64(sent), 1, 1, 0} || c.Traffic.Received != trafficDirection{5, 1, 1, 0}) {
+			t.Errorf("%+v", c.Traffic)
 		}
 	}
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
 )
 
 func statusCommand(env *environment) *cobra.Command {
@@ -136,7 +138,10 @@ func (s *statusJSON) connection(r *controlReply) error {
 		separator = ",\n"
 	}
 	s.begun = true
-	return s.write(separator, r.Connection)
+	return s.write(separator, struct {
+		*custody.Entry
+		Traffic *traffic `json:"traffic,omitempty"`
+	}{r.Connection, r.Traffic})
 }
 
 func (s *statusJSON) end(summary *controlSummary) error {

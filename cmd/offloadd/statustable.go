@@ -20,8 +20,10 @@ type statusTable struct {
 	t     *tabwriter.Writer
 	color func(code, s string) string
 	rows  int
-	notes []string // of the block, one per row and what is said after it
-	block strings.Builder
+	// traffic: the observer is loaded, and its numbers have columns.
+	traffic bool
+	notes   []string // of the block, one per row and what is said after it
+	block   strings.Builder
 }
 
 // statusBlock is how many lines are aligned with each other.
@@ -36,18 +38,28 @@ func newStatusTable(w io.Writer, color func(code, s string) string) *statusTable
 func (s *statusTable) connection(r *controlReply) error {
 	e := r.Connection
 	if s.rows++; s.rows == 1 {
-		s.row("SOCKET", "LISTENER", "PEER", "VERSION", "SUITE", "READ KEY", "WRITE KEY", "APPLICATION", "AGE", "")
+		s.traffic = r.Traffic != nil
+		s.row(s.withTraffic([]string{"SOCKET", "LISTENER", "PEER", "VERSION", "SUITE", "READ KEY", "WRITE KEY", "APPLICATION", "AGE"}, "OUT", "IN", "ERRORS", "")...)
 	}
 	application := "-"
 	if a := e.Application(); a != nil {
 		application = fmt.Sprint(a.PID)
 	}
-	s.row(fmt.Sprint(e.Socket), printable([]byte(e.Listener)), e.Peer.String(), e.Version, strings.TrimPrefix(e.Suite, "TLS_"),
-		placeOf(&e.Read), placeOf(&e.Write), application, age(e.Accepted), s.note(e))
+	out, in, errors := r.Traffic.cells()
+	s.row(s.withTraffic([]string{fmt.Sprint(e.Socket), printable([]byte(e.Listener)), e.Peer.String(), e.Version, strings.TrimPrefix(e.Suite, "TLS_"),
+		placeOf(&e.Read), placeOf(&e.Write), application, age(e.Accepted)}, out, in, errors, s.note(e))...)
 	if s.rows%statusBlock == 0 {
 		return s.flush()
 	}
 	return nil
+}
+
+// withTraffic puts the numbers of the observer, if it is loaded, and the note behind the others.
+func (s *statusTable) withTraffic(cells []string, out, in, errors, note string) []string {
+	if s.traffic {
+		cells = append(cells, out, in, errors)
+	}
+	return append(cells, note)
 }
 
 // row ends with a note, which is outside of the columns: colours have no width.
@@ -175,6 +187,7 @@ func (s *statusDetail) connection(r *controlReply) error {
 				optional(map[string]string{"worker": ", sealer ", "daemon": ", instance "}[h.Role], h.ID))
 		}
 	}
+	r.Traffic.print(t)
 	return t.Flush()
 }
 
