@@ -16,6 +16,20 @@
 // for its cookie, 1,400 on one that is not managed or is READY, and 3,000 on one that is PENDING. Both forms cost the same.
 // Where it is needed (Linux before 6.5) the hook of files adds some 250 to each read and write of any file.
 //
+// The observer is apart from the guards (LoadObserver, OpenObserver). It lists every kernel TLS socket of the network
+// namespace, also of other programs, with live sequence numbers, and counts for each what it did since its first key. A
+// record costs nothing: numbers of records come from the kernel's sequence numbers, which are exact. A call costs: a write
+// and its read together, of one record, are about 1,000 to 1,700 instructions more, which is 3 to 5 % at 100 bytes and
+// about 1 % at 16 KiB (instruction clock, median of 7 times 2,000; Linux 6.1 in instructions without and with: 36,250 and
+// 37,830 at 100 bytes, 120,500 and 121,630 at 16 KiB; 6.12 and 7 are as much within their spread of 1,000). Nobody pays for
+// lists, totals and alarms but who asks. A connection has 192 bytes in the kernel, and the map has room for 262,144.
+//
+// The kernel runs a program of this kind (fentry, fexit) once at a time on a CPU. A call that ends while another task was
+// preempted within the program is skipped, and counted as missed (Sums): that is where the kernel preempts itself, as from
+// Linux 7 on, and then bytes, calls and errors are lower bounds. Sockets that had keys before the observer came are listed
+// without totals. Under lockdown=confidentiality it is off, as it must read kernel memory by address. While it is loaded,
+// the tls module cannot be unloaded.
+//
 // Load needs privileges, once: it attaches the programs and pins them, with their maps, below a directory of the BPF file
 // system. From then on they act by themselves, whoever is killed. OpenGuard needs no capability, only that the pins may be
 // opened: it tells the programs what is managed and who has which role.
