@@ -7,6 +7,7 @@ import (
 	"crypto/hmac"
 	"fmt"
 	"hash"
+	"math"
 
 	"golang.org/x/crypto/cryptobyte"
 )
@@ -41,6 +42,34 @@ func NewState13(suite CipherSuite, role Role, direction Direction, secret Secret
 		*part.dst = NewSecret(b)
 	}
 	return s, nil
+}
+
+// Update moves a State to the next epoch, as a KeyUpdate does (RFC 8446, Section 7.2):
+// key and IV come from NextSecret, the sequence number is 0 again, and all that was there
+// is destroyed. Of what was there only NextSecret is needed: the key may be elsewhere, in
+// the kernel. If it fails, the whole State is destroyed.
+func (s *State) Update() error {
+	next, err := s.next()
+	s.Destroy()
+	if err != nil {
+		return err
+	}
+	next.Epoch, next.Cookie = s.Epoch+1, s.Cookie
+	*s = *next
+	return nil
+}
+
+func (s *State) next() (*State, error) {
+	switch {
+	case s.Kind() == KindReference:
+		return nil, fmt.Errorf("%w: %s holds the key, and cannot change it", ErrState, s.Held.Device)
+	case s.Epoch == math.MaxUint32:
+		return nil, fmt.Errorf("%w: epochs are used up", ErrState)
+	case allZero(s.NextSecret.Bytes()):
+		// Everybody could derive the key that would come out.
+		return nil, fmt.Errorf("%w: no next traffic secret, or it was destroyed", ErrState)
+	}
+	return NewState13(s.Suite, s.Role, s.Direction, s.NextSecret)
 }
 
 // expandLabel is HKDF-Expand-Label of RFC 8446, Section 7.1, with an empty context.
