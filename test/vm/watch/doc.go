@@ -17,6 +17,7 @@
 //     open under it at exactly the next sequence number, up to the place where a rekey
 //     takes over ([Gap], [Repeat], [Forged], [Clear]); for TLS 1.2 with AES-GCM also that
 //     the explicit nonce of every record is one more than that of the last;
+//   - that no record follows a KeyUpdate under the same key ([Late]);
 //   - that what user space wrote under the same key before ends right below the
 //     installed sequence number ([Gap], [Repeat]);
 //   - that a socket with the ULP and without a write key sends whole TLS records, of a

@@ -153,7 +153,7 @@ func (t *tracer) mark(text string) error {
 	}
 	kind := Kind(match[1])
 	switch kind {
-	case SecondInstall, Clear, Gap, Repeat, Forged:
+	case SecondInstall, Clear, Gap, Repeat, Forged, Late:
 		t.expect(kind, uint16(port))
 		return nil
 	}

@@ -31,6 +31,7 @@ type judge struct {
 	first   uint64
 	seq     uint64 // of the next record
 	nonce   uint64 // the next explicit one
+	updated bool   // a KeyUpdate ended the current key
 
 	keyed    int64 // bytes under keys
 	last     []byte
@@ -260,13 +261,18 @@ func (j *judge) header(b []byte) (size int, ok bool) {
 }
 
 func (j *judge) mustOpen(r []byte) bool {
-	return j.keyed < fullyOpened || len(r) <= smallRecord || j.seq%sampleEvery == 0 || len(j.keys) > 0 || r[0] != 23
+	return j.keyed < fullyOpened || len(r) <= smallRecord || j.seq%sampleEvery == 0 || len(j.keys) > 0 || j.updated || r[0] != 23
 }
 
 // open opens a record under the current key, or under the next one if that takes over
 // here.
 func (j *judge) open(r []byte) {
 	if j.current.opens(r, j.seq, &j.scratch) {
+		if j.updated {
+			j.violate(Late, "record %d follows a KeyUpdate under its key", j.seq)
+			return
+		}
+		j.updated = j.current.updates(j.scratch)
 		j.opened++
 		j.unknown = false
 		return
@@ -278,6 +284,7 @@ func (j *judge) open(r []byte) {
 			return
 		}
 		j.take()
+		j.updated = j.current.updates(j.scratch)
 		j.opened++
 		return
 	}

@@ -235,6 +235,35 @@ var scripts = []struct {
 		next := newWriter(s.t, w.suite)
 		s.send(next.seal(0, text))
 	}, Forged},
+	{"KeyUpdates", func(s *script, w *writer) {
+		s.attach()
+		s.install(w, 0)
+		s.send(w.seal(0, text))
+		for range 20 {
+			s.send(w.typed(22, 1, update))
+			w = newWriter(s.t, w.suite)
+			s.install(w, 0)
+			s.send(w.seal(0, text))
+		}
+		s.send(w.typed(23, 1, update), w.typed(22, 2, append(slices.Clone(update), 'x')), w.seal(3, text))
+	}, ""},
+	{"KeyUpdates that TCP did not have yet", func(s *script, w *writer) {
+		s.attach()
+		writers := []*writer{w, newWriter(s.t, w.suite), newWriter(s.t, w.suite)}
+		for _, w := range writers {
+			s.install(w, 0)
+		}
+		for _, w := range writers {
+			s.send(w.typed(22, 0, update))
+		}
+	}, ""},
+	{"the first key again, behind another", func(s *script, w *writer) {
+		s.attach()
+		s.install(w, 0)
+		s.send(w.typed(22, 0, update))
+		s.install(newWriter(s.t, w.suite), 0)
+		s.install(w, 0)
+	}, SecondInstall},
 	{"a rekey with the same key", func(s *script, w *writer) {
 		s.attach()
 		s.install(w, 0)
@@ -265,6 +294,43 @@ func TestAJudgeFindsWhatIsWrongAndNothingElse(t *testing.T) {
 						t.Errorf("found %v, want %q; %s", s.ledger.violations, c.want, s.judge.reason)
 					}
 				})
+			}
+		}
+	}
+}
+
+// update is a KeyUpdate.
+var update = []byte{24, 0, 0, 1, 0}
+
+// typed seals a record of another type.
+func (w *writer) typed(kind byte, seq uint64, content []byte) []byte {
+	other := *w
+	if other.inner = kind; w.version == version12 {
+		other.kind = kind
+	}
+	return other.seal(seq, content)
+}
+
+// TestNothingFollowsAKeyUpdateUnderItsKey, however large, and with or without the next
+// one.
+func TestNothingFollowsAKeyUpdateUnderItsKey(t *testing.T) {
+	for _, suite := range suites {
+		for _, content := range [][]byte{text, large} {
+			for _, rekey := range []bool{false, true} {
+				s, w := newScript(t, 1<<20), newWriter(t, suite)
+				s.attach()
+				s.install(w, 0)
+				s.send(w.sealed(0, many, large)...)
+				s.send(w.typed(22, many, slices.Concat(text, update)))
+				if rekey {
+					s.install(newWriter(t, suite), 0)
+				}
+				s.send(w.seal(many+1, content))
+				s.judge.end()
+				late := suite.version == version13 // 1.2 has no KeyUpdate
+				if got := s.ledger.violations; late != (len(got) == 1 && got[0].Kind == Late) || !late && len(got) > 0 {
+					t.Errorf("%v, %d bytes, %v: found %v", suite, len(content), rekey, got)
+				}
 			}
 		}
 	}

@@ -3,6 +3,7 @@
 package watch
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/sha256"
@@ -120,6 +121,18 @@ func (k *key) opens(record []byte, seq uint64, scratch *[]byte) bool {
 		*scratch = content
 	}
 	return err == nil
+}
+
+// updates reports whether the content of a TLS 1.3 record ends with a KeyUpdate (RFC
+// 8446, Sections 4.6.3 and 5.2), which ends its key. Behind the content are its type and
+// zeros.
+func (k *key) updates(content []byte) bool {
+	content = bytes.TrimRight(content, "\x00")
+	if k.version != version13 || len(content) < 6 || content[len(content)-1] != 22 {
+		return false
+	}
+	message := content[len(content)-6:]
+	return message[0] == 24 && message[1] == 0 && message[2] == 0 && message[3] == 1 && message[4] <= 1
 }
 
 // explicit is the nonce in a record.

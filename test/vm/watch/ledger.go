@@ -22,6 +22,8 @@ const (
 	Repeat Kind = "repeat"
 	// Forged: a record that does not open under its key at any likely number.
 	Forged Kind = "forged"
+	// Late: a record under a key that a KeyUpdate had ended.
+	Late Kind = "late"
 	// Missing: an announced violation did not happen.
 	Missing Kind = "missing"
 )

@@ -61,6 +61,32 @@ func (c *trial) carry(b []byte) {
 	must(err)
 }
 
+// send sends bytes, which nobody receives.
+func (c *trial) send(b []byte) {
+	_, err := c.writer.Write(b)
+	must(err)
+}
+
+// control sends a record of another type, and lets the other end receive it.
+func (c *trial) control(kind byte, content []byte) {
+	h := unix.Cmsghdr{Level: unix.SOL_TLS, Type: 1} // TLS_SET_RECORD_TYPE
+	h.SetLen(unix.CmsgLen(1))
+	oob, err := binary.Append(nil, binary.NativeEndian, h)
+	must(err)
+	oob = append(oob, make([]byte, unix.CmsgSpace(1)-len(oob))...)
+	oob[unix.CmsgLen(0)] = kind
+	raw, err := c.writer.SyscallConn()
+	must(err)
+	must(raw.Control(func(fd uintptr) { must(unix.Sendmsg(int(fd), content, oob, nil, 0)) }))
+	raw, err = c.reader.SyscallConn()
+	must(err)
+	must(raw.Read(func(fd uintptr) bool {
+		_, _, _, _, err = unix.Recvmsg(int(fd), content, oob, unix.MSG_DONTWAIT)
+		return err != unix.EAGAIN
+	}))
+	must(err)
+}
+
 // inject puts bytes on the wire that the socket did not send, right behind those it
 // did.
 func (c *trial) inject(b []byte) {
@@ -125,6 +151,34 @@ var faults = []struct {
 		c.carry(text)
 		return c
 	}, nil, true},
+	{"an honest KeyUpdate", func(w *writer) *trial {
+		c := pair()
+		c.keys(w, 0)
+		for range 5 {
+			c.control(22, slices.Clone(update))
+			w = w.another()
+			c.keys(w, 0)
+			c.carry(text)
+		}
+		return c
+	}, nil, true},
+	{"a record behind a KeyUpdate", func(w *writer) *trial {
+		c := pair()
+		c.keys(w, 0)
+		c.control(22, slices.Clone(update))
+		c.send(text)
+		return c
+	}, []Kind{Late}, true},
+	{"an old key behind another one", func(w *writer) *trial {
+		c := pair()
+		c.keys(w, 0)
+		c.carry(text)
+		must(setKey(c.writer, optionTX, w.another().info(0)))
+		c.send(text)
+		must(setKey(c.writer, optionTX, w.info(1)))
+		c.send(text)
+		return c
+	}, []Kind{SecondInstall, Gap}, true},
 	{"the same key again", func(w *writer) *trial {
 		c := pair()
 		c.keys(w, 0)

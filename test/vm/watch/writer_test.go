@@ -27,13 +27,14 @@ type writer struct {
 	aead  cipher.AEAD
 	iv    []byte // 12 bytes; of TLS 1.2 AES-GCM the first 4 count
 	key   []byte
-	kind  byte   // of TLS 1.2 records
+	kind  byte   // of records, as it stands in their header
+	inner byte   // of TLS 1.3 records, as it stands within
 	nonce uint64 // of TLS 1.2 AES-GCM: what is added to the sequence number
 }
 
 func newWriter(t testing.TB, s suite) *writer {
 	t.Helper()
-	w := &writer{suite: s, kind: 23, iv: make([]byte, 12), key: make([]byte, 32)}
+	w := &writer{suite: s, kind: 23, inner: 23, iv: make([]byte, 12), key: make([]byte, 32)}
 	rand.Read(w.iv)
 	rand.Read(w.key)
 	var err error
@@ -97,7 +98,7 @@ func (w *writer) seal(seq uint64, content []byte) []byte {
 		sealed := w.aead.Seal(nil, nonce, content, append(number, header(len(content))...))
 		return append(header(len(sealed)), sealed...)
 	}
-	inner := append(slices.Clone(content), 23)
+	inner := append(slices.Clone(content), w.inner)
 	h := header(len(inner) + w.aead.Overhead())
 	return w.aead.Seal(slices.Clone(h), nonce, inner, h)
 }
