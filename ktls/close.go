@@ -39,6 +39,7 @@ func (c *Conn) Close() error {
 	c.in.Lock()
 	if !errors.Is(c.in.err, ErrMoved) { // what has arrived since is the new owner's
 		c.drain()
+		c.custody.Destroy()
 	}
 	c.in.Unlock()
 	if err := c.inner.Close(); flushed == nil {

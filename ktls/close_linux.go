@@ -137,9 +137,13 @@ func (c *Conn) drain() {
 		}
 		p, oob := make([]byte, maxRecordContent), make([]byte, cmsgRoom)
 		for dropped := 0; dropped < maxDrain; {
-			n, contentType, err := receiveRecord(int(fd), p, oob)
+			n, contentType, whole, err := receiveRecord(int(fd), p, oob)
 			if err != nil || contentType == 0 {
 				break
+			}
+			if contentType != recordData && c.in.err == nil {
+				// Behind a KeyUpdate is more to drop.
+				c.takeControl(contentType, p[:n], whole)
 			}
 			dropped += n + 1
 		}

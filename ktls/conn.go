@@ -19,9 +19,10 @@ import (
 //
 // It takes over a duty that crypto/tls had: a key of AES-GCM may protect about
 // 2^24.5 records (RFC 8446, Section 5.5), some 370 GB, and the kernel does not
-// count. Conn keeps an upper bound of the records it writes, starting at zero, and
-// fails Write with ErrRecordLimit before it passes the limit. Whoever writes to
-// the socket by other means has to count for himself.
+// count. Conn keeps an upper bound of the records it writes, starting at zero. Before
+// it passes the limit it changes the key, if it can ([NewConnKeeping]), or else fails
+// Write with ErrRecordLimit. Whoever writes to the socket by other means has to count
+// for himself.
 //
 // Read returns application data only. close_notify is io.EOF; a FIN without it is
 // io.ErrUnexpectedEOF, since anybody on the path could have sent that; another alert is an
@@ -37,6 +38,10 @@ type Conn struct {
 
 	in  input
 	out output
+
+	// custody has the secrets that the keys change to, nil if this Conn has none. The
+	// half of each direction is under the lock of that direction.
+	custody *Custody
 
 	deadlines struct {
 		sync.Mutex

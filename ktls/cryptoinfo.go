@@ -110,15 +110,21 @@ func compareCryptoInfo(want, got []byte, aead blob.AEAD) error {
 	return ErrMismatch
 }
 
+// sameKey reports whether two option values have one key, at whatever number.
+func sameKey(a, b []byte, aead blob.AEAD) bool {
+	l := layouts[aead]
+	if len(a) != len(b) {
+		return false
+	}
+	same := subtle.ConstantTimeCompare(a[:infoHeaderSize], b[:infoHeaderSize]) &
+		subtle.ConstantTimeCompare(l.key.of(a), l.key.of(b)) &
+		subtle.ConstantTimeCompare(l.salt.of(a), l.salt.of(b))
+	return same == 1
+}
+
 // rewinds reports whether the socket that answered got holds the key of want at a
 // higher sequence number.
 func rewinds(want, got []byte, aead blob.AEAD) bool {
 	l := layouts[aead]
-	if len(got) != len(want) {
-		return false
-	}
-	same := subtle.ConstantTimeCompare(want[:4], got[:4]) &
-		subtle.ConstantTimeCompare(l.key.of(want), l.key.of(got)) &
-		subtle.ConstantTimeCompare(l.salt.of(want), l.salt.of(got))
-	return same == 1 && binary.BigEndian.Uint64(l.seq.of(got)) > binary.BigEndian.Uint64(l.seq.of(want))
+	return sameKey(want, got, aead) && binary.BigEndian.Uint64(l.seq.of(got)) > binary.BigEndian.Uint64(l.seq.of(want))
 }

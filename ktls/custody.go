@@ -15,7 +15,8 @@ import (
 // Section 7.2), and where the connection stood when they were taken over. Without it
 // nobody can take the keys back by [Conn.Export].
 //
-// It belongs to one owner at a time and is not safe for concurrent use.
+// It belongs to one owner at a time and is not safe for concurrent use. With a Conn that
+// [NewConnKeeping] returned, the owner is that Conn.
 type Custody struct {
 	role                  blob.Role
 	suite                 blob.CipherSuite
@@ -25,6 +26,21 @@ type Custody struct {
 	nextRead, nextWrite blob.Secret
 	// sent and received are where the two directions stood.
 	sent, received mark
+}
+
+// half is what custody has of one direction.
+type half struct {
+	direction blob.Direction
+	next      *blob.Secret
+	epoch     *uint32
+	at        *mark
+}
+
+func (c *Custody) half(option int) half {
+	if option == optRX {
+		return half{blob.Read, &c.nextRead, &c.readEpoch, &c.received}
+	}
+	return half{blob.Write, &c.nextWrite, &c.writeEpoch, &c.sent}
 }
 
 // mark is a point in one direction: the number of the next record, and the bytes that

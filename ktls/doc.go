@@ -22,12 +22,17 @@
 // recognised, and stays there. Who has the [Custody] of a connection that another process
 // uses takes it back by [Custody.Regain], after [Conn.Release] there.
 //
-// What this package does not do: it does not shake hands (handshaker does), it
+// Keys change in a Conn that has the custody of its connection ([NewConnKeeping]), where
+// the kernel can: on a KeyUpdate of the peer, before the record limit of the AEAD, and by
+// [Conn.UpdateKey]. Without either, a KeyUpdate of the peer ends the connection with
+// [ErrKeyUpdate], before a byte behind it is read.
+//
+// What this package does not do: it does not shake hands (handshaker does), and it
 // keeps no key after Install returned, and no secret but in a [Custody] that was asked
-// for, and it cannot change the keys of a running
-// connection: a KeyUpdate of the peer ends it with [ErrKeyUpdate]. It cannot
-// prevent others who hold the descriptor from asking the kernel for the keys with
-// getsockopt.
+// for. It cannot prevent others who hold the descriptor from asking the kernel for the
+// keys with getsockopt. It cannot follow a KeyUpdate that the peer cuts into two records,
+// nor go on behind a later record of a long ticket that happens to begin with the byte 24:
+// for the kernel both are a KeyUpdate, and it opens no more without another key.
 //
 // Package ktls is for Linux only.
 package ktls

@@ -107,8 +107,13 @@ func explain(op operation, what string, err error) error {
 var (
 	// ErrRecordLimit: the write key has protected as many records as its AEAD may.
 	ErrRecordLimit = errors.New("the write key has reached the record limit of its AEAD (RFC 8446, Section 5.5)")
-	// ErrKeyUpdate: the peer changed its key, which this version cannot follow.
+	// ErrKeyUpdate: the peer changed its key, and this Conn, or the kernel, cannot.
 	ErrKeyUpdate = errors.New("the peer sent a KeyUpdate, which kernel TLS cannot follow here")
+	// ErrNoUpdate: UpdateKey on a connection whose keys cannot change.
+	ErrNoUpdate = errors.New("the keys of this connection cannot be changed")
+	// ErrRekey: a KeyUpdate was sent or received, and the key after it could not be set.
+	// The connection has been shut down.
+	ErrRekey = errors.New("the key could not be changed, so the connection is at its end")
 	// ErrRecord: a record did not authenticate, or was no TLS record. What follows it
 	// cannot be read.
 	ErrRecord = errors.New("bad TLS record")

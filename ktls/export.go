@@ -25,8 +25,9 @@ import (
 //
 // After success the connection belongs to whoever gets the states: the Conn only
 // serves NetConn and Close, which closes the descriptor and sends nothing, and custody
-// is spent. Whoever writes to the socket by other means than this Conn makes the
-// account fail, and with it Export.
+// is spent. A Conn of [NewConnKeeping] has it, and takes nil for its own; it answers
+// before, if the peer has asked for a KeyUpdate. Whoever writes to the socket by other
+// means than this Conn makes the account fail, and with it Export.
 func (c *Conn) Export(ctx context.Context, custody *Custody) (read, write *blob.State, err error) {
 	if !c.out.TryLock() {
 		return nil, nil, &NotQuietError{What: "a Write is under way"}
@@ -37,6 +38,14 @@ func (c *Conn) Export(ctx context.Context, custody *Custody) (read, write *blob.
 	}
 	defer c.in.Unlock()
 	if err := c.checkQuiet(); err != nil {
+		return nil, nil, err
+	}
+	if custody == nil {
+		custody = c.custody
+	} else if c.custody != nil && c.custody != custody {
+		return nil, nil, fmt.Errorf("export: %w: the Conn keeps another custody", blob.ErrState)
+	}
+	if err := c.answerNow(ctx); err != nil {
 		return nil, nil, err
 	}
 	err = custody.quiet(ctx, c.tcp, c.account(), func(fd int) (err error) {
@@ -68,7 +77,7 @@ func (c *Conn) checkQuiet() error {
 		return &NotQuietError{What: "the write side is closed"}
 	case c.in.err != nil:
 		return &NotQuietError{What: fmt.Sprintf("the read side has ended (%v)", c.in.err)}
-	case len(c.in.control.handshake)+len(c.in.control.alert) > 0:
+	case len(c.in.control.handshake)+len(c.in.control.alert) > 0 || c.in.control.update != nil:
 		return &NotQuietError{What: "a message of the peer has arrived in part"}
 	}
 	return nil

@@ -234,12 +234,17 @@ func (in *installation) set(option int, s *blob.State) error {
 	if err := setKey(in.fd, option, want); err != nil {
 		return in.refused(option, err)
 	}
-	got, err := in.readBack(in.fd, option, len(want))
+	return compareKey(in.fd, option, want, s.Suite.AEAD(), in.readBack)
+}
+
+// compareKey compares what the kernel holds with what it was given.
+func compareKey(fd, option int, want []byte, aead blob.AEAD, readBack func(fd, option, size int) ([]byte, error)) error {
+	got, err := readBack(fd, option, len(want))
 	if err != nil {
 		return explain(opAskKey, "read back "+optionName(option), err)
 	}
 	defer clear(got)
-	if err := compareCryptoInfo(want, got, s.Suite.AEAD()); err != nil {
+	if err := compareCryptoInfo(want, got, aead); err != nil {
 		return fmt.Errorf("%s: %w", optionName(option), err)
 	}
 	return nil

@@ -167,13 +167,18 @@ func mptcpSocket(t testing.TB) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
+// receiveQueue returns how many bytes of records have arrived and were not read.
+func receiveQueue(t testing.TB, c *net.TCPConn) (queued int) {
+	t.Helper()
+	withFD(t, c, func(fd int) { queued, _ = unix.IoctlGetInt(fd, unix.SIOCINQ) })
+	return queued
+}
+
 // waitReadable waits until something has arrived.
 func waitReadable(t testing.TB, c *net.TCPConn) {
 	t.Helper()
 	for until := time.Now().Add(10 * time.Second); time.Now().Before(until); time.Sleep(time.Millisecond) {
-		queued := 0
-		withFD(t, c, func(fd int) { queued, _ = unix.IoctlGetInt(fd, unix.SIOCINQ) })
-		if queued > 0 {
+		if receiveQueue(t, c) > 0 {
 			return
 		}
 	}

@@ -59,6 +59,9 @@ func (r *recordCounter) allow(n, fragments int) int {
 	return int(spare) * r.content
 }
 
+// renew begins with a new key.
+func (r *recordCounter) renew() { r.used = 0 }
+
 // add counts a system call that wrote n bytes.
 func (r *recordCounter) add(n, fragments int) {
 	if n > 0 {

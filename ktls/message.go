@@ -18,6 +18,10 @@ const (
 )
 
 const (
+	// What a KeyUpdate says (RFC 8446, Section 4.6.3).
+	updateNotRequested uint8 = 0
+	updateRequested    uint8 = 1
+
 	messageHeaderSize = 4
 	// maxMessage bounds in bytes what a peer can make us keep of a message that it
 	// spreads over several records; crypto/tls has the same limit.
@@ -25,6 +29,12 @@ const (
 	// maxUseless bounds how many messages without meaning for the application may
 	// come between two data records; crypto/tls has the same limit.
 	maxUseless = 16
+	// maxUpdates bounds how many KeyUpdates may come with neither data nor an answer of
+	// ours in between, and maxRequests how many of them may ask for one: each asks for no
+	// more than the first did. RFC 8446 has no number; OpenSSL and BoringSSL take 32 of
+	// either kind between data.
+	maxUpdates  = 1024
+	maxRequests = 32
 )
 
 // controlReader follows the records of one connection that are not application
@@ -34,7 +44,16 @@ type controlReader struct {
 	// handshake and alert hold the beginning of a message whose end has not come yet.
 	handshake, alert []byte
 	useless          int
+	// follows: whoever reads can change the key. Else a KeyUpdate is the end.
+	follows bool
+	// update is the KeyUpdate that the record at hand ends with, nil if it has none.
+	update *keyUpdate
+	// updates and requests are those without data in between.
+	updates, requests int
 }
+
+// keyUpdate is one that the peer sent.
+type keyUpdate struct{ requested bool }
 
 // data notes a piece of application data. A message must not be interrupted by it
 // (RFC 8446, Section 5.1).
@@ -42,12 +61,12 @@ func (r *controlReader) data() *ending {
 	if len(r.handshake)+len(r.alert) > 0 {
 		return violation(alertUnexpectedMessage, "application data within a handshake message or alert")
 	}
-	r.useless = 0
+	r.useless, r.updates, r.requests = 0, 0, 0
 	return nil
 }
 
 // control takes a piece of a record of another type. It returns nil if reading
-// goes on.
+// goes on, when r.update has been seen to: the next record may be under another key.
 func (r *controlReader) control(contentType uint8, piece []byte) *ending {
 	switch {
 	case len(piece) == 0:
@@ -84,7 +103,7 @@ func (r *controlReader) alertPiece(piece []byte) *ending {
 
 func (r *controlReader) handshakePiece(piece []byte) *ending {
 	r.handshake = append(r.handshake, piece...)
-	for len(r.handshake) >= messageHeaderSize {
+	for len(r.handshake) >= messageHeaderSize && r.update == nil {
 		kind := r.handshake[0]
 		size := int(r.handshake[1])<<16 | int(r.handshake[2])<<8 | int(r.handshake[3])
 		if size > maxMessage {
@@ -97,6 +116,10 @@ func (r *controlReader) handshakePiece(piece []byte) *ending {
 			return end
 		}
 		r.handshake = r.handshake[messageHeaderSize+size:]
+	}
+	if r.update != nil && len(r.handshake) > 0 {
+		// RFC 8446, Section 5.1: what precedes a change of keys ends with its record.
+		return violation(alertUnexpectedMessage, "a message behind a KeyUpdate in its record")
 	}
 	if len(r.handshake) == 0 {
 		r.handshake = nil
@@ -116,8 +139,12 @@ func (r *controlReader) message(kind uint8, body []byte) *ending {
 		if len(body) != 1 {
 			return violation(alertDecodeError, "malformed KeyUpdate")
 		}
-		if body[0] > 1 {
+		if body[0] > updateRequested {
 			return violation(alertIllegalParameter, "KeyUpdate with request %d", body[0])
+		}
+		if r.follows {
+			r.update = &keyUpdate{body[0] == updateRequested}
+			return nil
 		}
 		// The peer is right and we cannot: internal_error says just that (RFC 8446,
 		// Section 6.2).
@@ -130,6 +157,23 @@ func (r *controlReader) message(kind uint8, body []byte) *ending {
 		return r.uselessMessage()
 	}
 	return violation(alertUnexpectedMessage, "handshake message %d after the handshake", kind)
+}
+
+// countUpdate counts a KeyUpdate. answered says that nothing the peer asked for before
+// is left to be done.
+func (r *controlReader) countUpdate(u *keyUpdate, answered bool) *ending {
+	r.updates++
+	if u.requested {
+		r.requests++
+		if answered {
+			r.updates, r.requests = 1, 1
+		}
+	}
+	if r.updates > maxUpdates || r.requests > maxRequests {
+		return violation(alertUnexpectedMessage, "%d KeyUpdates, %d of them requests, with neither data nor an answer in between",
+			r.updates, r.requests)
+	}
+	return nil
 }
 
 func (r *controlReader) uselessMessage() *ending {

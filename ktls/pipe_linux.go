@@ -72,8 +72,8 @@ func (p *pipe) moveIn(from syscall.RawConn, n int) (m int, err error) {
 }
 
 // moveOnce moves up to n bytes to the socket, as soon as it takes some.
-func (p *pipe) moveOnce(to syscall.RawConn, n int) (m int, err error) {
-	waited := to.Write(func(fd uintptr) bool {
+func (p *pipe) moveOnce(wait waiter, n int) (m int, err error) {
+	waited := wait(func(fd uintptr) bool {
 		m, err = spliceOnce(p.read, int(fd), n)
 		return !errors.Is(err, unix.EAGAIN)
 	})
@@ -87,7 +87,7 @@ func (p *pipe) moveOnce(to syscall.RawConn, n int) (m int, err error) {
 func (p *pipe) moveOut(to syscall.RawConn, n int) (int, error) {
 	moved := 0
 	for moved < n {
-		m, err := p.moveOnce(to, n-moved)
+		m, err := p.moveOnce(to.Write, n-moved)
 		moved += m
 		if err != nil {
 			return moved, err

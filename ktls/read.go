@@ -29,6 +29,7 @@ type receiveCall struct {
 	n      int
 	// contentType is that of the record, 0 at the end of the TCP stream.
 	contentType uint8
+	whole       bool
 	err         error
 }
 
@@ -45,7 +46,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 // read is Read under the lock. It uses p for control records too.
 func (c *Conn) read(p []byte) (int, error) {
 	for c.in.err == nil {
-		n, contentType, err := c.receive(p)
+		n, contentType, whole, err := c.receive(p)
 		switch {
 		case err != nil:
 			return 0, c.readError(err)
@@ -58,17 +59,30 @@ func (c *Conn) read(p []byte) (int, error) {
 				return n, nil
 			}
 		default:
-			if end := c.in.control.control(contentType, p[:n]); end != nil {
-				c.endRead(end)
-			}
+			c.takeControl(contentType, p[:n], whole)
 			clear(p[:n])
 		}
 	}
 	return 0, c.in.err
 }
 
+// takeControl takes a piece of a record that is not data.
+func (c *Conn) takeControl(contentType uint8, piece []byte, whole bool) {
+	end := c.in.control.control(contentType, piece)
+	if end == nil && whole {
+		end = c.followUpdate()
+	}
+	if end == nil {
+		return
+	}
+	c.endRead(end)
+	if errors.Is(end.err, ErrRekey) {
+		_ = Shutdown(c.tcp) // an error means that there is no connection
+	}
+}
+
 // receive waits for a piece of one record.
-func (c *Conn) receive(p []byte) (int, uint8, error) {
+func (c *Conn) receive(p []byte) (int, uint8, bool, error) {
 	c.in.call = receiveCall{buffer: p}
 	err := c.raw.Read(c.in.receive)
 	call := c.in.call
@@ -77,7 +91,7 @@ func (c *Conn) receive(p []byte) (int, uint8, error) {
 		err = call.err
 	}
 	c.in.bytes += uint64(call.n)
-	return call.n, call.contentType, err
+	return call.n, call.contentType, call.whole, err
 }
 
 // endRead makes an ending final. Whatever is not a clean end ends writing as well,
@@ -91,7 +105,9 @@ func (c *Conn) endRead(end *ending) {
 
 // recordErrors says what the kernel means when it cannot open a record (net/tls/tls_sw.c,
 // tls_rx_msg_size and tls_decrypt_sg). It reports some of them only once and then
-// waits for ever, so each is final.
+// waits for ever, so each is final. EKEYEXPIRED is what it says behind a KeyUpdate until
+// there is a key, and behind what it takes for one: it looks at the first byte of a
+// record only, which may belong to a message that began in the record before.
 var recordErrors = map[syscall.Errno]ending{
 	syscall.EBADMSG:     {fmt.Errorf("%w: it did not authenticate, or is too short", ErrRecord), alertBadRecordMAC},
 	syscall.EMSGSIZE:    {fmt.Errorf("%w: it is too long", ErrRecord), alertRecordOverflow},

@@ -50,36 +50,42 @@ func (in *input) receiver() func(fd uintptr) bool {
 	oob := make([]byte, cmsgRoom)
 	return func(fd uintptr) bool {
 		r := &in.call
-		r.n, r.contentType, r.err = receiveRecord(int(fd), r.buffer, oob)
+		r.n, r.contentType, r.whole, r.err = receiveRecord(int(fd), r.buffer, oob)
 		return !errors.Is(r.err, unix.EAGAIN)
 	}
 }
 
-// receiveRecord takes a piece of one record. Type 0 is the end of the TCP stream: an
-// empty record of whatever type comes with a control message.
-func receiveRecord(fd int, p, oob []byte) (int, uint8, error) {
+// receiveRecord takes a piece of one record; whole says that it was the last of it.
+// Type 0 is the end of the TCP stream: an empty record of whatever type comes with a
+// control message.
+//
+// The kernel ends the call behind a record that is not data, and opens none beyond it
+// before all of it was taken (net/tls/tls_sw.c, tls_sw_recvmsg).
+func receiveRecord(fd int, p, oob []byte) (n int, contentType uint8, whole bool, err error) {
 	var oobn, flags int
-	n, err := uninterrupted(func() (n int, err error) {
+	n, err = uninterrupted(func() (n int, err error) {
 		n, oobn, flags, _, err = unix.Recvmsg(fd, p, oob, unix.MSG_DONTWAIT)
 		return n, err
 	})
 	if err != nil {
-		return 0, 0, os.NewSyscallError("recvmsg", err)
+		return 0, 0, false, os.NewSyscallError("recvmsg", err)
 	}
 	contentType, ok := recordType(oob[:oobn])
 	if flags&unix.MSG_CTRUNC != 0 || !ok && n > 0 {
-		return 0, 0, &ending{errors.New("the kernel returned data without a record type"), alertInternalError}
+		return 0, 0, false, &ending{errors.New("the kernel returned data without a record type"), alertInternalError}
 	}
-	return n, contentType, nil
+	return n, contentType, flags&unix.MSG_EOR != 0, nil
 }
 
-// send writes data by one system call, as soon as there is room for some of it.
-func (c *Conn) send(p []byte) (n int, err error) {
-	return c.sendMessage(p, nil)
-}
+// send writes data by one system call, as soon as there is room for some of it, or
+// returns errUpdateFirst.
+func (c *Conn) send(p []byte) (n int, err error) { return sendWaiting(c.waitToWrite, p, nil) }
 
-func (c *Conn) sendMessage(p, oob []byte) (n int, err error) {
-	waited := c.raw.Write(func(fd uintptr) bool {
+// sendMessage writes a record of another type.
+func (c *Conn) sendMessage(p, oob []byte) (n int, err error) { return sendWaiting(c.raw.Write, p, oob) }
+
+func sendWaiting(wait waiter, p, oob []byte) (n int, err error) {
+	waited := wait(func(fd uintptr) bool {
 		n, err = sendOnce(int(fd), p, oob, unix.MSG_DONTWAIT)
 		return !errors.Is(err, unix.EAGAIN)
 	})
@@ -107,6 +113,12 @@ func (c *Conn) tryAlert(level, description uint8) {
 		_, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
 		_, _ = sendOnce(int(fd), []byte{level, description}, setRecordType(recordAlert), unix.MSG_DONTWAIT)
 	})
+}
+
+// sendNow sends a message only if the kernel takes it at once.
+func (c *Conn) sendNow(p, oob []byte) (n int, err error) {
+	closed := c.raw.Control(func(fd uintptr) { n, err = sendOnce(int(fd), p, oob, unix.MSG_DONTWAIT) })
+	return n, errors.Join(closed, err)
 }
 
 // recordContent returns the content limit of sent records in bytes. Kernels without

@@ -28,6 +28,9 @@ func (c *Conn) Release(give func(Account) error) error {
 	if err := c.checkQuiet(); err != nil {
 		return err
 	}
+	if c.out.owed.Load() {
+		return &NotQuietError{What: "the peer waits for a KeyUpdate, which goes before the next Write, or by UpdateKey"}
+	}
 	if err := give(c.account()); err != nil {
 		return err
 	}

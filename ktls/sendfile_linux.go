@@ -59,6 +59,10 @@ func (c *Conn) sendFilePart(file int, limit int64) (int, error) {
 		c.out.counter.add(m, 0)
 		sent += m
 		switch {
+		case errors.Is(err, errUpdateFirst):
+			if _, err := c.mayWrite(n-sent, 0); err != nil {
+				return sent, err
+			}
 		case errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EOPNOTSUPP):
 			return sent, errNoSplice
 		case err != nil:
@@ -71,7 +75,7 @@ func (c *Conn) sendFilePart(file int, limit int64) (int, error) {
 }
 
 func (c *Conn) sendFileOnce(file, count int) (n int, err error) {
-	waited := c.raw.Write(func(fd uintptr) bool {
+	waited := c.waitToWrite(func(fd uintptr) bool {
 		n, err = uninterrupted(func() (int, error) { return unix.Sendfile(int(fd), file, nil, count) })
 		return err != unix.EAGAIN
 	})

@@ -53,10 +53,10 @@ func (c *Conn) sendPipe(p *pipe, n int) (int, error) {
 		if err != nil {
 			return sent, err
 		}
-		m, err := p.moveOnce(c.raw, chunk)
+		m, err := p.moveOnce(c.waitToWrite, chunk)
 		c.out.counter.add(m, pieces)
 		sent += m
-		if err != nil {
+		if err != nil && !errors.Is(err, errUpdateFirst) {
 			return sent, c.writeError(err)
 		}
 	}

@@ -20,6 +20,8 @@ type output struct {
 	counter recordCounter
 	// closeNotified: CloseWrite, Close or a fatal alert went out.
 	closeNotified bool
+	// owed: the peer asked for a KeyUpdate. The reader sets it, without the lock.
+	owed atomic.Bool
 	// broken is set, without the lock, once the connection is of no more use.
 	broken atomic.Pointer[ending]
 }
@@ -37,14 +39,14 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 		m, err := c.send(p[n : n+min(chunk, maxWrite)])
 		c.out.counter.add(m, 0)
 		n += m
-		if err != nil {
+		if err != nil && !errors.Is(err, errUpdateFirst) {
 			return n, c.writeError(err)
 		}
 	}
 }
 
 // mayWrite returns how many of n bytes, in so many fragments, the next system call
-// may write.
+// may write. It changes the key before, if that is due.
 func (c *Conn) mayWrite(n, fragments int) (int, error) {
 	if end := c.out.broken.Load(); end != nil {
 		return 0, end.err
@@ -59,10 +61,37 @@ func (c *Conn) mayWrite(n, fragments int) (int, error) {
 		return 0, nil
 	}
 	allowed := c.out.counter.allow(n, fragments)
+	if allowed == 0 && c.canUpdate() || c.out.owed.Load() {
+		if err := c.changeWriteKey(updateNotRequested, c.sendMessage); err != nil {
+			return 0, err
+		}
+		allowed = c.out.counter.allow(n, fragments)
+	}
 	if allowed == 0 {
 		return 0, ErrRecordLimit
 	}
 	return allowed, nil
+}
+
+// waiter calls a function until it returns true, each time when a socket is ready.
+type waiter func(func(fd uintptr) bool) error
+
+// errUpdateFirst: nothing was written, since a KeyUpdate must go before. mayWrite sends
+// it.
+var errUpdateFirst = errors.New("a KeyUpdate must go first")
+
+// waitToWrite is the waiter for data: what the peer asks for while we wait for it to
+// make room goes before the next record.
+func (c *Conn) waitToWrite(f func(fd uintptr) bool) error {
+	first := false
+	err := c.raw.Write(func(fd uintptr) bool {
+		first = c.out.owed.Load()
+		return first || f(fd)
+	})
+	if err == nil && first {
+		return errUpdateFirst
+	}
+	return err
 }
 
 // writeError makes every error final but a deadline.

@@ -39,3 +39,6 @@ func skipOrFail(t testing.TB, what string, err error) {
 	}
 	t.Skipf("%s: %v", what, err)
 }
+
+// CanRekey says whether a kernel of the VM runner must be able to change keys.
+func CanRekey() bool { return os.Getenv("OFFLOADD_KERNEL_SERIES") == "7" }
