@@ -70,13 +70,14 @@ test-no-tls: $(VM) ## A kernel whose TLS module is not there
 test-runner: ## The virtual machine runner itself
 	go test -timeout 30m ./test/vm
 
+# On one kernel, all daemons of the tests run under the BPF guards.
 test-vm: $(VM) ## All that depends on the kernel, on each; the rest beside OpenSSL 3.5, on one
 	$(VM) test -kernels $(KERNEL) -parallel 2 -timeout 30m ./blob/... ./handshaker
 	$(VM) test -together 2 -parallel 1 -run 'TestTheWatch' ./test/vm/watch
 	OFFLOADD_EXPECT_NO_BPF_LSM=1 $(VM) test -kernels $(KERNEL) -append 'lsm=landlock,yama' -run 'TestGuards|TestTheForm|TestAnUpgrade' ./bpf
 	OFFLOADD_EXPECT_LOCKDOWN=1 $(VM) test -kernels $(KERNEL) -append lockdown=confidentiality -run 'TestGuards|Lockdown' ./bpf
 	$(VM) test -together 2 -parallel 1 ./bpf/...
-	$(VM) test -watch -together 2 -parallel 1 -module test/vm/tlsnic -timeout 40m ./ktls/... ./cmd/offloadd ./cmd/offloadd/internal/custody
+	OFFLOADD_TEST_GUARD=7 $(VM) test -watch -together 2 -parallel 1 -module test/vm/tlsnic -timeout 40m ./ktls/... ./cmd/offloadd ./cmd/offloadd/internal/custody
 
 shell: build $(VM) ## A shell in the virtual machine; KERNEL=6.1, 6.12 or 7
 	@$(VM) exec -kernel $(KERNEL) -no-dir -file $(BIN)/offloadd:/usr/bin/offloadd -- /bin/sh
