@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -74,6 +76,32 @@ func tryGuardian(dir string, log *slog.Logger) (*guardian, error) {
 		return nil, err
 	}
 	return g, nil
+}
+
+// envShielded tells a daemon that it has begun anew under the shield: its own number.
+const envShielded = "OFFLOADD_SHIELDED"
+
+// beginShielded begins this process anew under the shield, before it has a secret. The
+// shield denies to open its memory; who had opened that before could go on reading it,
+// were it not of the program that is no more.
+func beginShielded(config *config) error {
+	self := strconv.Itoa(os.Getpid())
+	if config.Guard == guardOff || os.Getenv(envShielded) == self {
+		return nil
+	}
+	guard, err := bpf.OpenGuard(config.BPFDir)
+	if err != nil {
+		return nil // what that means is for openGuardian to say
+	}
+	defer guard.Close()
+	g := &guardian{guard: guard}
+	if err := g.admit(os.Getpid(), bpf.Shielded); err != nil {
+		return err
+	}
+	if err := os.Setenv(envShielded, self); err != nil {
+		return err
+	}
+	return os.NewSyscallError("execve", syscall.Exec("/proc/self/exe", os.Args, os.Environ()))
 }
 
 // admit gives a process its roles: this one, or a child that nobody has waited for, so

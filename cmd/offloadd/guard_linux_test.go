@@ -10,7 +10,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -137,6 +139,56 @@ func TestNobodyButTheDaemonGetsAKey(t *testing.T) {
 		t.Error("a connection without guards")
 	}
 	d.waitText("connection refused", errGuardsSilent.Error())
+}
+
+// TestWhoLookedBeforeTheShieldSeesNothingOfTheDaemon: its memory was opened when it had
+// just started.
+func TestWhoLookedBeforeTheShieldSeesNothingOfTheDaemon(t *testing.T) {
+	requireDaemon(t)
+	dir := loadGuards(t)
+	id := sharedIdentity(t)
+	run := openDir(t)
+	cmd := exec.Command("/proc/self/exe", "serve", "--log", "json", "--listen", "127.0.0.1:0", "--certificate", id.dir+"/ecdsa.pem",
+		"--key", id.dir+"/ecdsa.key", "--worker-user", "60601", "--application", run+"/app.sock", "--control", run+"/control.sock",
+		"--ledger", run+"/ledger/ledger", "--guard", "require", "--bpf-dir", dir)
+	cmd.Env = append(os.Environ(), envRole+"=1")
+	pipe, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer endChild(cmd)
+	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer memory.Close()
+	if _, err := newServeLog(pipe).wait(testContext(t), "ready", nil); err != nil {
+		t.Fatal(err)
+	}
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := 0
+	for line := range strings.Lines(string(maps)) {
+		start, _, _ := strings.Cut(line, "-")
+		address, err := strconv.ParseInt(start, 16, 64)
+		if err != nil {
+			continue // above the half that is a process's
+		}
+		n, _ := memory.ReadAt(make([]byte, 64), address)
+		read += n
+	}
+	if read != 0 {
+		t.Errorf("%d bytes of the daemon's memory", read)
+	}
+	if f, err := os.Open(fmt.Sprintf("/proc/%d/mem", cmd.Process.Pid)); err == nil {
+		f.Close()
+		t.Error("its memory can be opened")
+	}
 }
 
 // tryDescriptor takes the first descriptor of a process.
