@@ -132,6 +132,7 @@ func TestMetricsSayWhatWasDone(t *testing.T) {
 		t.Fatalf("revoke: %d, %s", code, stderr)
 	}
 	checkStatus(t, d, fmt.Sprint(d.log.nth("installed", 2)["socket"]))
+	checkTop(t, d, bpfDir, fmt.Sprint(d.log.nth("installed", 2)["socket"]))
 	clients[2].Close()
 	in13 := "read=software,suite=" + suite + ",version=TLS 1.3,write=software"
 	in12 := "read=software,suite=TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,version=TLS 1.2,write=software"
@@ -214,6 +215,24 @@ func checkStatus(t *testing.T, d *testDaemon, socket string) {
 		if fmt.Sprint(c.Socket) == socket && (c.Traffic == nil || c.Traffic.Sent != trafficDirection{uint64(sent), 1, 1, 0} || c.Traffic.Received != trafficDirection{5, 1, 1, 0}) {
 			t.Errorf("%+v", c.Traffic)
 		}
+	}
+}
+
+// checkTop: the same numbers in the JSON of top, with who has the socket.
+func checkTop(t *testing.T, d *testDaemon, bpfDir, socket string) {
+	t.Helper()
+	code, out, stderr := call("", "top", "--count", "1", "--dir", bpfDir, "--control", d.control)
+	var s topSample
+	if err := json.Unmarshal([]byte(out), &s); err != nil || code != exitOK {
+		t.Fatalf("top exits with %d, %v: %s%s", code, err, out, stderr)
+	}
+	row := slices.IndexFunc(s.Sockets, func(r topRow) bool { return fmt.Sprint(r.Socket) == socket })
+	if row < 0 || s.Daemon.PID != d.cmd.Process.Pid {
+		t.Fatalf("socket %s of daemon %d is not in %s", socket, d.cmd.Process.Pid, out)
+	}
+	if r := s.Sockets[row]; r.Foreign || r.Listener != "test" || r.Application != os.Getpid() || r.Sent.Bytes != uint64(len(marker)+5) ||
+		r.Received.Records != 1 || r.Received.Sequence != 1 || r.Sent.Path != "software" || r.Version != "TLS 1.3" {
+		t.Errorf("%+v", r)
 	}
 }
 

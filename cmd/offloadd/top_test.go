@@ -273,9 +273,12 @@ func TestTopSaysWhatWentWrong(t *testing.T) {
 func TestForeignTextStaysText(t *testing.T) {
 	m := testTop(t, 1, 120, 24)
 	m.sample.Sockets[0].Foreign, m.sample.Sockets[0].Listener = false, "\x1b]0;x\a"
+	if out := m.render(); strings.Contains(out, "\x1b]") || strings.Contains(out, "\a") || !strings.Contains(out, `\x1b]0;x\a`) {
+		t.Errorf("%q", out)
+	}
 	press(m, "/")
 	m.Update(tea.PasteMsg{Content: "\x1b[2J"})
-	if out := m.render(); strings.Contains(out, "\x1b]") || strings.Contains(out, "\x1b[2J") || strings.Contains(out, "\a") {
+	if out := m.render(); strings.Contains(out, "\x1b[2J") || !strings.Contains(out, `\x1b[2J`) {
 		t.Errorf("%q", out)
 	}
 }
