@@ -34,6 +34,9 @@
 // system. From then on they act by themselves, whoever is killed. OpenGuard needs no capability, only that the pins may be
 // opened: it tells the programs what is managed and who has which role.
 //
+// In form fmod_ret, and on a kernel that preempts itself, guards can be outrun: see CanBeSkipped. Load and Guard.Sound say
+// so.
+//
 // What this does not protect from: a root who loads BPF programs or kernel modules, traces the kernel or a program's file
 // (perf, uprobes), reads /dev/mem, or removes the pins or changes the maps. Nor does the shield keep from a core dump (a
 // process says itself that it is not dumpable), or from opening once more, by /proc/PID/fd, what is no socket: what is only

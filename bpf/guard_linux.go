@@ -19,6 +19,7 @@ import (
 // capability. Its methods may be called at once by several goroutines.
 type Guard struct {
 	form    Form
+	sound   error
 	sockets *ebpf.Map
 	tasks   *ebpf.Map
 	stopped *ebpf.Map
@@ -53,8 +54,14 @@ func OpenGuard(dir string) (_ *Guard, err error) {
 	if g.form, err = p.form(); err != nil {
 		return nil, err
 	}
+	if _, err := os.Stat(p.skippable()); err == nil {
+		g.sound = ErrSkippable
+	}
 	return g, nil
 }
+
+// Sound is ErrSkippable if the guards act, and can be outrun.
+func (g *Guard) Sound() error { return g.sound }
 
 // form is that of the program with which forms are tried.
 func (p pins) form() (Form, error) {
@@ -113,6 +120,15 @@ func (g *Guard) Ready(cookie uint64) error { return g.change(cookie, ready) }
 
 // Ended says that nobody may send any more.
 func (g *Guard) Ended(cookie uint64) error { return g.change(cookie, ended) }
+
+// Forget ends the care for a socket that the kernel has freed. The programs do that themselves, unless the kernel skipped
+// one (see CanBeSkipped).
+func (g *Guard) Forget(cookie uint64) error {
+	if err := g.sockets.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("forget socket %d: %w", cookie, err)
+	}
+	return nil
+}
 
 // change is refused for a socket that is gone: an entry for it would never go.
 func (g *Guard) change(cookie uint64, to phase) error {

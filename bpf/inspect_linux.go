@@ -29,6 +29,11 @@ func (p pins) inspectAll(objects []object) (Report, error) {
 		return Report{}, ErrNotLoaded
 	}
 	r := Report{Dir: p.dir, Lockdown: lockdown()}
+	if _, err := os.Stat(p.skippable()); err == nil {
+		if r.Skippable = ErrSkippable.Error(); CanBeSkipped() != nil {
+			r.Skippable = CanBeSkipped().Error()
+		}
+	}
 	for i := range all.programs {
 		one, form, err := p.inspect(&all.programs[i])
 		if err != nil {

@@ -62,7 +62,11 @@ func (all *set) load(o Options) (Report, error) {
 			return Report{}, err
 		}
 	}
-	l := &loading{pins: p, set: all, form: form, cgroup: cmp.Or(o.Cgroup, rootCgroup), types: types, maps: map[string]*ebpf.Map{}}
+	var skippable error
+	if all.guards() && form == FormModifyReturn {
+		skippable = CanBeSkipped()
+	}
+	l := &loading{pins: p, set: all, form: form, skippable: skippable, cgroup: cmp.Or(o.Cgroup, rootCgroup), types: types, maps: map[string]*ebpf.Map{}}
 	defer l.close()
 	if err := l.run(); err != nil {
 		return Report{}, errors.Join(err, l.undo())
@@ -72,15 +76,17 @@ func (all *set) load(o Options) (Report, error) {
 
 // A loading is one call of Load.
 type loading struct {
-	pins    pins
-	set     *set
-	form    Form
-	cgroup  string
-	types   *btf.Cache // of the kernel: to read them takes as long as all else
-	existed bool       // the directory did, before
-	maps    map[string]*ebpf.Map
-	steps   []*step
-	pinned  []string // paths that this call added
+	pins pins
+	set  *set
+	form Form
+	// skippable says why guards of this form can be outrun; nil if they cannot.
+	skippable error
+	cgroup    string
+	types     *btf.Cache // of the kernel: to read them takes as long as all else
+	existed   bool       // the directory did, before
+	maps      map[string]*ebpf.Map
+	steps     []*step
+	pinned    []string // paths that this call added
 }
 
 // A step is what is done with one program.
@@ -96,12 +102,27 @@ func (l *loading) run() (err error) {
 	if l.existed, err = l.pins.loaded(); err != nil {
 		return err
 	}
-	for _, do := range []func() error{l.pins.make, l.openMaps, l.loadPrograms, l.attach, l.pin, l.test, l.removeOthers} {
+	for _, do := range []func() error{l.pins.make, l.note, l.openMaps, l.loadPrograms, l.attach, l.pin, l.test, l.removeOthers, l.takeNote} {
 		if err := do(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// note is made before there is anything to note, and taken away when it is true no longer.
+func (l *loading) note() error {
+	if l.skippable == nil {
+		return nil
+	}
+	return privilege("note in "+l.pins.dir, l.pins.markSkippable(true))
+}
+
+func (l *loading) takeNote() error {
+	if l.skippable != nil || !l.set.guards() {
+		return nil
+	}
+	return privilege("note in "+l.pins.dir, l.pins.markSkippable(false))
 }
 
 // test tries the guards. What an earlier load attached elsewhere is still there, and may be what answers; but that the
@@ -306,6 +327,9 @@ func (l *loading) report() Report {
 	r := Report{Dir: l.pins.dir, Lockdown: lockdown()}
 	if l.set.guards() {
 		r.Form, r.Managed = l.form, countSockets(l.maps[mapSockets])
+		if l.skippable != nil {
+			r.Skippable = l.skippable.Error()
+		}
 	}
 	for _, s := range l.steps {
 		r.Programs = append(r.Programs, s.info)

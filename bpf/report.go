@@ -24,11 +24,13 @@ const (
 
 // A Report says what is attached.
 type Report struct {
-	Dir      string    `json:"dir"`
-	Form     Form      `json:"form"`
-	Lockdown string    `json:"lockdown"` // none, integrity or confidentiality; empty: the kernel does not tell
-	Managed  int       `json:"managed"`  // sockets that are guarded now
-	Programs []Program `json:"programs"`
+	Dir  string `json:"dir"`
+	Form Form   `json:"form"`
+	// Skippable says why these guards can be outrun; empty: they cannot.
+	Skippable string    `json:"skippable,omitempty"`
+	Lockdown  string    `json:"lockdown"` // none, integrity or confidentiality; empty: the kernel does not tell
+	Managed   int       `json:"managed"`  // sockets that are guarded now
+	Programs  []Program `json:"programs"`
 }
 
 // A Program is one line of a report.

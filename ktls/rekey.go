@@ -125,7 +125,7 @@ func (c *Conn) changeWriteKey(request uint8, send func(p, oob []byte) (int, erro
 		return c.writeError(err)
 	}
 	if n != len(message) {
-		err = fmt.Errorf("the kernel took %d bytes of a KeyUpdate (%w)", n, err)
+		err = fmt.Errorf("the kernel took %d bytes of a KeyUpdate (%v)", n, err)
 	} else {
 		err = control(c.tcp, func(fd int) error { return c.custody.advance(fd, optTX, readKey) })
 	}

@@ -163,6 +163,9 @@ func printBPF(w io.Writer, r *bpf.Report) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	if r.Skippable != "" {
+		fmt.Fprintf(w, "\nTHESE GUARDS CAN BE OUTRUN: %s\n", r.Skippable)
+	}
 	_, err := fmt.Fprintf(w, "\nguards act as %s; %d sockets are managed; pins are in %s\n", cmp.Or(string(r.Form), "nothing"), r.Managed, r.Dir)
 	return err
 }

@@ -34,6 +34,9 @@ func (r *checkReport) addGuards(dir string) {
 			false, "offloadd bpf load, after each boot")
 	}
 	r.addFeatures(&report, loaded)
+	if report.Skippable != "" {
+		r.add("guards that cannot be outrun", errors.New(report.Skippable), false, "until then serve refuses them where guard = \"require\"")
+	}
 	r.add("guard against a root that goes around it", errors.New("cannot be had: BPF programs or kernel modules of its own, removed pins, physical memory"), false, lockdownRemedy(report.Lockdown))
 }
 

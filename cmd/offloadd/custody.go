@@ -21,7 +21,7 @@ func (d *daemon) startCustody() (end func(), err error) {
 			cancel()
 		}
 	}()
-	before, err := custody.WatchSockets(ctx, d.log, d.custody, forgetful{d.ledger})
+	before, err := custody.WatchSockets(ctx, d.log, d.custody, forgetful{d.ledger}, d.guardian)
 	if err != nil {
 		return nil, err
 	}

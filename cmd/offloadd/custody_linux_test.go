@@ -382,7 +382,7 @@ func TestTwoDaemonsDoNotShareAControlSocket(t *testing.T) {
 	requireDaemon(t)
 	id := sharedIdentity(t)
 	d := startDaemon(t, id, daemonOptions{})
-	code, _, stderr := call("", "serve", "--listen", "127.0.0.1:0", "--certificate", id.dir+"/ecdsa.pem", "--key", id.dir+"/ecdsa.key",
+	code, stderr := serveFails(t, "", "--listen", "127.0.0.1:0", "--certificate", id.dir+"/ecdsa.pem", "--key", id.dir+"/ecdsa.key",
 		"--worker-user", "60601", "--application", d.socket+"2", "--control", d.control)
 	if code != exitFailed || !strings.Contains(stderr, "control socket") || !strings.Contains(stderr, "another daemon listens there") {
 		t.Errorf("exit %d: %s", code, stderr)

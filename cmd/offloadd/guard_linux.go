@@ -11,13 +11,13 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/offloadd/offloadd/bpf"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
 )
 
 // Policies of a daemon towards the BPF guards.
@@ -53,10 +53,13 @@ func openGuardian(config *config, log *slog.Logger) (*guardian, error) {
 		log.Warn("keys are not guarded: whoever holds a socket can ask the kernel for them", "reason", "guard = \"off\"")
 		return nil, nil
 	}
-	g, err := tryGuardian(config.BPFDir, log)
+	g, err := tryGuardian(config, log)
 	switch {
 	case err == nil:
 		log.Info("guards act", "form", string(g.guard.Form()), "pins", config.BPFDir)
+		if err := g.guard.Sound(); err != nil {
+			log.Warn("the guards can be outrun", "reason", err.Error())
+		}
 		return g, nil
 	case config.Guard == guardRequire:
 		return nil, machineError("guard = %q: %w", guardRequire, err)
@@ -65,9 +68,13 @@ func openGuardian(config *config, log *slog.Logger) (*guardian, error) {
 	return nil, nil
 }
 
-func tryGuardian(dir string, log *slog.Logger) (*guardian, error) {
-	guard, err := bpf.OpenGuard(dir)
+func tryGuardian(config *config, log *slog.Logger) (*guardian, error) {
+	guard, err := bpf.OpenGuard(config.BPFDir)
 	if err != nil {
+		return nil, err
+	}
+	if err := guard.Sound(); err != nil && config.Guard == guardRequire {
+		guard.Close()
 		return nil, err
 	}
 	g := &guardian{guard: guard, log: log}
@@ -84,9 +91,9 @@ const envShielded = "OFFLOADD_SHIELDED"
 // beginShielded begins this process anew under the shield, before it has a secret. The
 // shield denies to open its memory; who had opened that before could go on reading it,
 // were it not of the program that is no more.
-func beginShielded(config *config) error {
+func beginShielded(env *environment, config *config) error {
 	self := strconv.Itoa(os.Getpid())
-	if config.Guard == guardOff || os.Getenv(envShielded) == self {
+	if env.exec == nil || config.Guard == guardOff || os.Getenv(envShielded) == self {
 		return nil
 	}
 	guard, err := bpf.OpenGuard(config.BPFDir)
@@ -101,7 +108,7 @@ func beginShielded(config *config) error {
 	if err := os.Setenv(envShielded, self); err != nil {
 		return err
 	}
-	return os.NewSyscallError("execve", syscall.Exec("/proc/self/exe", os.Args, os.Environ()))
+	return os.NewSyscallError("execve", env.exec("/proc/self/exe", os.Args, os.Environ()))
 }
 
 // admit gives a process its roles: this one, or a child that nobody has waited for, so
@@ -138,6 +145,20 @@ func (g *guardian) pending(socket uint64) (<-chan struct{}, error) {
 	}
 	return inClear, nil
 }
+
+// Destroyed forgets a socket that the kernel has freed, in case that its programs did
+// not notice.
+func (g *guardian) Destroyed(socket uint64) {
+	if g == nil {
+		return
+	}
+	if err := g.guard.Forget(socket); err != nil {
+		g.log.Warn("a guarded socket that ended is still listed", "error", err)
+	}
+}
+
+// Reconciled has nothing to do: what is not known to be freed stays guarded.
+func (g *guardian) Reconciled(*custody.Census) {}
 
 // settled: the connection has its keys, or has ended.
 func (g *guardian) settled(socket uint64) {

@@ -210,7 +210,7 @@ func TestServeObeysTheGuardPolicy(t *testing.T) {
 	requireDaemon(t)
 	id := sharedIdentity(t)
 	dir := "/sys/fs/bpf/nothing-is-here"
-	code, _, stderr := call("", "serve", "--listen", "127.0.0.1:0", "--certificate", id.dir+"/ecdsa.pem", "--key", id.dir+"/ecdsa.key",
+	code, stderr := serveFails(t, "", "--listen", "127.0.0.1:0", "--certificate", id.dir+"/ecdsa.pem", "--key", id.dir+"/ecdsa.key",
 		"--worker-user", "60601", "--application", openDir(t)+"/app.sock", "--guard", "require", "--bpf-dir", dir)
 	if code != exitMachine || !strings.Contains(stderr, "guard = \"require\"") || !strings.Contains(stderr, "offloadd bpf load") {
 		t.Errorf("require: exit %d: %s", code, stderr)
@@ -222,6 +222,28 @@ func TestServeObeysTheGuardPolicy(t *testing.T) {
 		}
 		d.serveApplication(echo)
 		d.mustEcho()
+	}
+}
+
+// TestGuardsThatCanBeOutrunAreNotEnoughWhereTheyAreRequired: in form fmod_ret, on a kernel
+// that preempts itself.
+func TestGuardsThatCanBeOutrunAreNotEnoughWhereTheyAreRequired(t *testing.T) {
+	requireDaemon(t)
+	id := sharedIdentity(t)
+	dir := loadGuards(t)
+	if _, err := bpf.Load(bpf.Options{Dir: dir, Form: bpf.FormModifyReturn}); err != nil {
+		t.Fatal(err)
+	}
+	if bpf.CanBeSkipped() == nil {
+		d := startDaemon(t, id, daemonOptions{settings: guardedBy(dir)})
+		d.serveApplication(echo)
+		d.mustEcho()
+		return
+	}
+	code, stderr := serveFails(t, "", "--listen", "127.0.0.1:0", "--certificate", id.dir+"/ecdsa.pem", "--key", id.dir+"/ecdsa.key",
+		"--worker-user", "60601", "--application", openDir(t)+"/app.sock", "--guard", "require", "--bpf-dir", dir)
+	if code != exitMachine || !strings.Contains(stderr, bpf.ErrSkippable.Error()) {
+		t.Errorf("exit %d: %s", code, stderr)
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -61,7 +62,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(exitFailed)
 	}
-	env := &environment{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, reached: func(step) {}}
+	env := &environment{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, reached: func(step) {}, exec: syscall.Exec}
 	env.leaveOut = strings.Split(os.Getenv(envLeaveOut), ",")
 	for _, name := range []string{envRole, envSteps, envRogue, envLeaveOut} {
 		if v := os.Getenv(name); v != "" {

@@ -15,13 +15,14 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
 
 func main() {
-	env := &environment{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, reached: func(step) {}}
+	env := &environment{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, reached: func(step) {}, exec: syscall.Exec}
 	os.Exit(run(env, os.Args[1:]))
 }
 
@@ -32,6 +33,8 @@ type environment struct {
 	// reached is called at each step of a connection. It does nothing, but in the
 	// tests, where processes die at a step of their choice.
 	reached func(step)
+	// exec replaces this process by another program; nil where it must not be.
+	exec func(path string, args, env []string) error
 	// workerEnv is added to the environment of workers; empty, but in the tests.
 	workerEnv []string
 	// leaveOut names parts of the confinement and capabilities that this process goes

@@ -112,7 +112,7 @@ type listener struct {
 // serve runs the daemon until ctx ends. What needs privilege comes first, then it is
 // given up, and then work begins.
 func serve(ctx context.Context, env *environment, config *config, log *slog.Logger) error {
-	if err := beginShielded(config); err != nil {
+	if err := beginShielded(env, config); err != nil {
 		return err
 	}
 	d, err := newDaemon(env, config, log)

@@ -354,7 +354,7 @@ func serveFails(t *testing.T, variable string, args ...string) (code int, stderr
 func TestServeWantsEverySuite(t *testing.T) {
 	requireDaemon(t)
 	ktlstest.TakeModule(t, "chacha20poly1305")
-	code, _, stderr := call("", "serve", "--listen", "127.0.0.1:0", "--certificate", "c", "--key", "k", "--worker-user", "60601")
+	code, stderr := serveFails(t, "", "--listen", "127.0.0.1:0", "--certificate", "c", "--key", "k", "--worker-user", "60601")
 	if code != exitMachine || !strings.Contains(stderr, "ChaCha20-Poly1305") || !strings.Contains(stderr, "chacha20poly1305 module") {
 		t.Errorf("serve: exit %d, %s", code, stderr)
 	}

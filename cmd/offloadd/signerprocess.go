@@ -78,9 +78,9 @@ func startSignerProcess(k *signerKeeper) (*signerProcess, error) {
 		cmd: cmd, control: control, log: k.log.With("signer_pid", cmd.Process.Pid), started: time.Now(),
 		dead: make(chan struct{}), grants: make(map[uint64]*grant),
 	}
-	err = k.guardian.admit(cmd.Process.Pid, bpf.Shielded)
+	err = p.introduce(setup)
 	if err == nil {
-		err = p.introduce(setup)
+		err = k.guardian.admit(cmd.Process.Pid, bpf.Shielded)
 	}
 	if err != nil {
 		control.conn.Close()

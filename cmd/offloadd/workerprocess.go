@@ -107,10 +107,11 @@ func startWorkerProcess(p *pool) (*workerProcess, error) {
 		retired: make(chan struct{}), dead: make(chan struct{}),
 		waiting: make(map[uint64]waiter),
 	}
-	// Before it has met a stranger.
-	err = p.guardian.admit(cmd.Process.Pid, bpf.Handshaker|bpf.Shielded)
+	// Roles end when a program is executed, which it certainly is once it has spoken. The
+	// shield it has from birth.
+	err = w.introduce(p, body)
 	if err == nil {
-		err = w.introduce(p, body)
+		err = p.guardian.admit(cmd.Process.Pid, bpf.Handshaker|bpf.Shielded)
 	}
 	if err != nil {
 		channel.Close()
