@@ -74,7 +74,7 @@ test-runner: ## The virtual machine runner itself
 test-vm: $(VM) ## All that depends on the kernel, on each; the rest beside OpenSSL 3.5, on one
 	$(VM) test -kernels $(KERNEL) -parallel 2 -timeout 30m ./blob/... ./handshaker
 	$(VM) test -together 2 -parallel 1 -run 'TestTheWatch' ./test/vm/watch
-	OFFLOADD_EXPECT_NO_BPF_LSM=1 $(VM) test -kernels $(KERNEL) -append 'lsm=landlock,yama' -run 'TestGuards|TestTheForm|TestAnUpgrade' ./bpf
+	OFFLOADD_EXPECT_NO_BPF_LSM=1 $(VM) test -kernels $(KERNEL) -append 'lsm=landlock,yama' -run 'TestGuards|TestTheForm|TestAnUpgrade|TestEveryWay' ./bpf
 	OFFLOADD_EXPECT_LOCKDOWN=1 $(VM) test -kernels $(KERNEL) -append lockdown=confidentiality -run 'TestGuards|Lockdown' ./bpf
 	$(VM) test -together 2 -parallel 1 ./bpf/...
 	OFFLOADD_TEST_GUARD=7 $(VM) test -watch -together 2 -parallel 1 -module test/vm/tlsnic -timeout 40m ./ktls/... ./cmd/offloadd ./cmd/offloadd/internal/custody

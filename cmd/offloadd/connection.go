@@ -115,7 +115,7 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	if err != nil {
 		return stepEntered, err
 	}
-	// This version follows no KeyUpdate: the secrets for the next keys are for nothing.
+	// The daemon follows no KeyUpdate: the secrets for the next keys are for nothing.
 	kept.Destroy()
 	c.logInstalled(w, &r, info, time.Since(start))
 	c.listener.daemon.metrics.installed(c.facts, info)
