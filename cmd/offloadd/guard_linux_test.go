@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -160,10 +161,7 @@ func TestWhoLookedBeforeTheShieldSeesNothingOfTheDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer endChild(cmd)
-	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
+	memory := openChildsMemory(t, cmd.Process.Pid)
 	defer memory.Close()
 	if _, err := newServeLog(pipe).wait(testContext(t), "ready", nil); err != nil {
 		t.Fatal(err)
@@ -188,6 +186,27 @@ func TestWhoLookedBeforeTheShieldSeesNothingOfTheDaemon(t *testing.T) {
 	if f, err := os.Open(fmt.Sprintf("/proc/%d/mem", cmd.Process.Pid)); err == nil {
 		f.Close()
 		t.Error("its memory can be opened")
+	}
+}
+
+// ownMark is a number in the memory of this process alone.
+var ownMark = uint64(time.Now().UnixNano())
+
+// openChildsMemory opens the memory of a child that has just been started. For a moment that is
+// still the memory of its parent.
+func openChildsMemory(t *testing.T, pid int) *os.File {
+	t.Helper()
+	for {
+		f, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mark := make([]byte, 8)
+		n, _ := f.ReadAt(mark, int64(uintptr(unsafe.Pointer(&ownMark))))
+		if n != len(mark) || binary.NativeEndian.Uint64(mark) != ownMark {
+			return f
+		}
+		f.Close()
 	}
 }
 
