@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,8 +57,9 @@ func opensslSuite(suite blob.CipherSuite) []string {
 	return []string{"-tls1_2", "-cipher", name}
 }
 
-// transferSize is what each direction carries, in bytes.
-const transferSize = 64 << 20
+// transferSize is what each direction carries, in bytes: on one kernel enough for any
+// buffer to fill and drain many times, on the others a quarter, as bytes are slow there.
+var transferSize = map[bool]int{true: 64 << 20, false: 16 << 20}[slices.Contains([]string{"", "6.12"}, os.Getenv("OFFLOADD_KERNEL_SERIES"))]
 
 // payload is random bytes, in memory and in a file. What arrives is compared byte by
 // byte, which says more than equal SHA-256 sums and is ten times as fast in an
@@ -84,8 +86,8 @@ func (p *payload) send(w io.Writer) error {
 		return err
 	}
 	defer f.Close()
-	n, err := io.Copy(w, io.LimitReader(f, transferSize))
-	if err == nil && n != transferSize {
+	n, err := io.Copy(w, io.LimitReader(f, int64(transferSize)))
+	if err == nil && n != int64(transferSize) {
 		err = fmt.Errorf("sent %d bytes of %d", n, transferSize)
 	}
 	return err

@@ -206,17 +206,14 @@ func repairAndConnect(fd int, to unix.Sockaddr) error {
 	return unix.Connect(fd, to)
 }
 
-// TestRevocationHitsNoOtherSocket: the kernel compares the cookie, so a connection
-// that has the addresses of an earlier one is safe.
-func TestRevocationHitsNoOtherSocket(t *testing.T) {
-	table, _ := watched(t, 10)
-	l := ktlstest.Listen(t)
+// endedRecord returns what the table had of a connection that has ended.
+func endedRecord(t *testing.T, table *Table, l *net.TCPListener) record {
+	t.Helper()
 	p := ktlstest.Connect(t, l)
 	if err := ktls.Attach(p.Server); err != nil {
 		t.Fatal(err)
 	}
 	old := add(t, table, p.Server, software())
-	from := p.Client.LocalAddr()
 	table.mu.Lock()
 	kept := *table.records[old]
 	table.mu.Unlock()
@@ -224,12 +221,27 @@ func TestRevocationHitsNoOtherSocket(t *testing.T) {
 	p.Client.Close()
 	p.Server.Close()
 	eventually(t, "the old one ends", func() bool { return table.condition(old) == "gone" })
+	return kept
+}
 
-	d := net.Dialer{LocalAddr: from}
-	client, err := d.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
+// TestRevocationHitsNoOtherSocket: the kernel compares the cookie, so a connection
+// that has the addresses of an earlier one is safe.
+func TestRevocationHitsNoOtherSocket(t *testing.T) {
+	table, _ := watched(t, 10)
+	l := ktlstest.Listen(t)
+	var kept record
+	var client net.Conn
+	// The port may be one on which another connection of before waits for stray segments,
+	// and then it cannot be bound.
+	for tries := 0; client == nil; tries++ {
+		var err error
+		kept = endedRecord(t, table, l)
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(kept.Peer)}
+		if client, err = d.Dial("tcp", l.Addr().String()); err != nil && (tries == 10 || !errors.Is(err, unix.EADDRINUSE)) {
+			t.Fatal(err)
+		}
 	}
+	old := kept.Socket
 	defer client.Close()
 	server, err := l.AcceptTCP()
 	if err != nil {
