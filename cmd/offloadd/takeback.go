@@ -34,13 +34,16 @@ var errNotKept = errors.New("the connection is not one of this daemon since its 
 func (l *listener) takeBack(from *handoff.Conn, m *handoff.Message, file *os.File) {
 	log := l.log.With("socket", m.Cookie, "application_pid", from.Peer().PID)
 	c, err := l.regain(m, file)
+	// The last one may be over: it was that of a connection.
+	from.SetWriteDeadline(time.Now().Add(time.Duration(l.daemon.config.ApplicationTimeout)))
 	if err != nil {
 		log.Info("connection not taken back", "error", err, "unread", notTaken(err).Unread)
-		from.Send(handoff.NewTaken(m.Cookie, notTaken(err)), nil) // if it is gone, its end follows
+		if err := from.Send(handoff.NewTaken(m.Cookie, notTaken(err)), nil); err != nil {
+			l.applications.remove(from, err) // so that it does not wait for the answer
+		}
 		return
 	}
 	defer c.tcp.Close()
-	from.SetWriteDeadline(time.Now().Add(time.Duration(l.daemon.config.ApplicationTimeout)))
 	if err := from.Send(handoff.NewTaken(m.Cookie, nil), nil); err != nil {
 		log.Warn("connection not taken back", "error", err)
 		l.applications.remove(from, err) // so that it does not wait for the answer

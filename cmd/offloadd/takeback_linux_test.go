@@ -212,6 +212,7 @@ func TestAConnectionThatIsNotQuietStaysWithItsApplication(t *testing.T) {
 	if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
 		t.Fatal(err)
 	}
+	time.Sleep(1200 * time.Millisecond) // the time of the delivery is over
 	again := make(chan net.Conn, 1)
 	go func() {
 		next, _ := l.Accept()
