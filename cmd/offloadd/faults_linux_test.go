@@ -146,6 +146,7 @@ func TestADaemonKilledAtAnyStepLeavesNothingBehind(t *testing.T) {
 			d.serveApplication(echo)
 			capture := ktlstest.StartCapture(t, d.port())
 			bystander := d.mustEcho()
+			d.waitStep(stepHandedOver) // or the order below may be taken for one to this connection
 			workers := []int64{d.waitFor("worker ready", 1).number("worker_pid"), d.waitFor("worker ready", 2).number("worker_pid")}
 			d.steps.at(s).order.Store(orderKill)
 			c, err := d.dial(d.clientConfig())

@@ -68,11 +68,13 @@ func openTestSteps(path string) (testSteps, error) {
 
 func (s testSteps) at(at step) *testStep { return &s[stepIndex(at)] }
 
-// reach notes the step, and does as ordered.
+// reach notes the step, and does as was ordered before. Who sees the note may give an order
+// to the next one that comes there.
 func (s testSteps) reach(at step) {
+	ordered := s.at(at).order.Load()
 	s.at(at).reached.Store(1)
 	for order, signal := range map[uint32]unix.Signal{orderKill: unix.SIGKILL, orderStop: unix.SIGSTOP} {
-		if s.at(at).order.CompareAndSwap(order, orderNone) {
+		if ordered == order && s.at(at).order.CompareAndSwap(order, orderNone) {
 			// The one call for it that a worker still has.
 			unix.Tgkill(os.Getpid(), unix.Gettid(), signal)
 			time.Sleep(time.Second) // a signal to oneself may take effect late
