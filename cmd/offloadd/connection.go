@@ -37,7 +37,7 @@ type connection struct {
 }
 
 // serve takes the connection from accept to the application. The daemon keeps
-// nothing of it afterwards: a lasting duplicate of the descriptor would delay FIN.
+// no key and no descriptor of it afterwards: a lasting duplicate would delay FIN.
 func (c *connection) serve(ctx context.Context) {
 	defer c.tcp.Close()
 	defer func() { c.listener.daemon.guardian.settled(c.cookie) }()
