@@ -112,12 +112,14 @@ func privilege(what string, err error) error {
 		return nil
 	}
 	// The verifier's answer to a program that it does not accept is EACCES, too, and no privilege helps.
-	if rejected := (*ebpf.VerifierError)(nil); errors.As(err, &rejected) || !errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	if lockdown() == "confidentiality" {
-		return &UnavailableError{what, err, "either this is not root with all capabilities, or lockdown=confidentiality forbids it: " +
+	rejected := (*ebpf.VerifierError)(nil)
+	isRejected := errors.As(err, &rejected)
+	if lockdown() == "confidentiality" && (isRejected || errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EINVAL)) {
+		return &UnavailableError{what, err, "either this is not root with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN, or lockdown=confidentiality forbids it: " +
 			"it allows no program that reads kernel memory by address"}
+	}
+	if isRejected || !errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	return &UnavailableError{what, err, "it needs root with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN"}
 }
