@@ -92,7 +92,8 @@ func (p *playground) act(kind int, from, to *tlsSocket) error {
 		if _, err := to.receive(read, 0); !errors.Is(err, unix.EIO) {
 			return fmt.Errorf("a plain read of a control record: %v", err)
 		}
-		_, err := to.receiveControl(read)
+		// Whole: the rest of a control record would meet the next plain read.
+		_, err := to.receiveControl(p.buffer)
 		return err
 	case 6:
 		return p.rekey(from, to)
