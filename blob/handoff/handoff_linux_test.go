@@ -320,6 +320,7 @@ func daemonSocket(t *testing.T, path string) (*net.UnixListener, chan *Conn) {
 				return
 			}
 			if c, err := NewConn(u); err == nil {
+				t.Cleanup(func() { c.Close() })
 				conns <- c
 			}
 		}

@@ -23,6 +23,8 @@ type Socket struct {
 	*net.TCPConn
 	Facts  *blob.Facts
 	Cookie uint64
+
+	listener *Listener
 }
 
 // TLSFacts returns the facts of the handshake.
@@ -40,10 +42,18 @@ type Listener struct {
 	closed context.Context
 	close  context.CancelFunc
 
+	// receiving holds a token while somebody receives: in Accept, or for an answer. More
+	// than one may wait, and who receives passes on what is not his.
+	receiving chan struct{}
+	// arrived tells Accept that there is one more in sockets.
+	arrived chan struct{}
+
 	mu   sync.Mutex
 	conn *Conn // guarded by mu; nil while there is no channel
-	// answers are those who wait for a Taken on conn, by cookie; guarded by mu.
+	// answers are those who wait for an answer on conn, by cookie; guarded by mu.
 	answers map[uint64]chan *Message
+	// sockets came while nobody was in Accept; guarded by mu.
+	sockets []*Socket
 }
 
 // Times of a Listener that has lost its daemon.
@@ -60,7 +70,8 @@ func Listen(path string, log *slog.Logger) (*Listener, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	closed, cancel := context.WithCancel(context.Background())
-	l := &Listener{path: path, log: log, closed: closed, close: cancel, answers: make(map[uint64]chan *Message)}
+	l := &Listener{path: path, log: log, closed: closed, close: cancel, answers: make(map[uint64]chan *Message),
+		receiving: make(chan struct{}, 1), arrived: make(chan struct{}, 1)}
 	if _, err := l.dial(); err != nil {
 		cancel()
 		return nil, err
@@ -97,40 +108,91 @@ func (l *Listener) dial() (*Conn, error) {
 // Accept returns the next connection, a *Socket.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
-		conn, err := l.channel()
+		if s := l.nextSocket(); s != nil {
+			return s, nil
+		}
+		select {
+		case <-l.closed.Done():
+			return nil, net.ErrClosed
+		case <-l.arrived:
+			continue
+		case l.receiving <- struct{}{}:
+		}
+		// Who had the token before may have received one.
+		s, err := l.nextSocket(), error(nil)
+		if s == nil {
+			var conn *Conn
+			if conn, err = l.channel(); err == nil {
+				l.receive(conn)
+			}
+		}
+		<-l.receiving
+		if s != nil {
+			return s, nil
+		}
 		if err != nil {
 			return nil, err
 		}
-		m, file, err := conn.Receive()
-		switch {
-		case l.closed.Err() != nil:
-			if file != nil {
-				file.Close()
-			}
-			l.drop(conn)
-			return nil, net.ErrClosed
-		case errors.Is(err, syscall.ECONNRESET):
-			// The daemon ended with a message of ours unread. What it had said before is
-			// still there to be received, and then the end (net/unix/af_unix.c).
-			continue
-		case err != nil:
-			l.log.Warn("lost the daemon", "socket", l.path, "error", err)
-			l.drop(conn)
-			continue
-		case m.Type == Taken:
-			l.answered(m)
-			continue
-		}
-		sock, err := newSocket(m, file)
-		if err != nil {
-			l.log.Warn("refused what the daemon sent", "error", err)
-			continue
-		}
-		return sock, nil
 	}
 }
 
-func newSocket(m *Message, file *os.File) (*Socket, error) {
+// nextSocket returns the one that has waited longest, nil if there is none.
+func (l *Listener) nextSocket() *Socket {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.sockets) == 0 || l.closed.Err() != nil {
+		return nil
+	}
+	s := l.sockets[0]
+	l.sockets = l.sockets[1:]
+	return s
+}
+
+// receive receives one message and gives it to whom it is for. The caller has the token.
+func (l *Listener) receive(conn *Conn) {
+	m, file, err := conn.Receive()
+	switch {
+	case l.closed.Err() != nil:
+		if file != nil {
+			file.Close()
+		}
+		l.drop(conn)
+	case errors.Is(err, syscall.ECONNRESET):
+		// The daemon ended with a message of ours unread. What it had said before is
+		// still there to be received, and then the end (net/unix/af_unix.c).
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		// Somebody waited for an answer long enough.
+	case err != nil:
+		l.log.Warn("lost the daemon", "socket", l.path, "error", err)
+		l.drop(conn)
+	case m.Type == Taken || m.Type == Answered:
+		l.answered(m)
+	default:
+		sock, err := l.newSocket(m, file)
+		if err != nil {
+			l.log.Warn("refused what the daemon sent", "error", err)
+			return
+		}
+		l.add(sock)
+	}
+}
+
+// add puts a socket where Accept finds it.
+func (l *Listener) add(s *Socket) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed.Err() != nil {
+		s.Close()
+		return
+	}
+	l.sockets = append(l.sockets, s)
+	select {
+	case l.arrived <- struct{}{}:
+	default:
+	}
+}
+
+func (l *Listener) newSocket(m *Message, file *os.File) (*Socket, error) {
 	if file == nil {
 		return nil, fmt.Errorf("%w: %v, want %v", ErrMalformed, m.Type, Connection)
 	}
@@ -147,7 +209,7 @@ func newSocket(m *Message, file *os.File) (*Socket, error) {
 		c.Close()
 		return nil, fmt.Errorf("%w: a %T", ErrDescriptor, c)
 	}
-	return &Socket{TCPConn: tcp, Facts: m.Facts, Cookie: m.Cookie}, nil
+	return &Socket{TCPConn: tcp, Facts: m.Facts, Cookie: m.Cookie, listener: l}, nil
 }
 
 // channel returns the channel to the daemon, and waits for one if there is none.
@@ -188,6 +250,10 @@ func (l *Listener) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.unanswered()
+	for _, s := range l.sockets {
+		s.Close()
+	}
+	l.sockets = nil
 	if l.conn == nil {
 		return nil
 	}

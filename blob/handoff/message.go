@@ -57,6 +57,10 @@ const (
 	// Taken answers it: the connection is the daemon's again, or not. Daemon to
 	// application.
 	Taken
+	// Asked is a blob.Question about a connection. Application to daemon.
+	Asked
+	// Answered is the blob.Answer. Daemon to application.
+	Answered
 )
 
 func (t Type) String() string {
@@ -87,6 +91,8 @@ var shapes = [...]shape{
 	Moved:       {name: "moved", descriptor: true, blobs: true, facts: true, body: 256},
 	Returned:    {name: "returned", descriptor: true, body: accountSize},
 	Taken:       {name: "taken", cookie: true, body: 1 << 10},
+	Asked:       {name: "asked", descriptor: true, body: questionSize},
+	Answered:    {name: "answered", cookie: true, body: 1 << 10},
 }
 
 // Message is one message. Which fields are used depends on the type.
@@ -191,10 +197,25 @@ func (m *Message) check() error {
 		return bad(has(m.Facts != nil, "facts"))
 	case len(m.Body) > s.body:
 		return fmt.Errorf("%w: %v with a body of %d bytes, at most %d", ErrTooLarge, m.Type, len(m.Body), s.body)
-	case m.Type == Returned && len(m.Body) != accountSize, m.Type == Taken && len(m.Body) > 0 && len(m.Body) <= unreadSize:
+	case !m.bodySize():
 		return bad(fmt.Sprintf("a body of %d bytes", len(m.Body)))
 	}
 	return nil
+}
+
+// bodySize reports whether the body has a size that its type can have.
+func (m *Message) bodySize() bool {
+	switch n := len(m.Body); m.Type {
+	case Returned:
+		return n == accountSize
+	case Taken:
+		return n == 0 || n > unreadSize
+	case Asked:
+		return n == questionSize
+	case Answered:
+		return n >= answerSize
+	}
+	return true
 }
 
 func has(yes bool, what string) string {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 )
 
 const (
@@ -41,29 +42,78 @@ func (e *NotTakenError) Error() string {
 // sends nothing, since the daemon has another. After NotTakenError and ErrNoAnswer the
 // connection goes on as before. After net.ErrClosed, that is if Close was called
 // meanwhile, nobody knows, and the connection must be closed.
-//
-// Some goroutine must be in Accept, or come there: the answer arrives on its way.
 func (l *Listener) Return(s *Socket, read, written uint64) error {
 	body := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, read), written)
-	answer := make(chan *Message, 1)
-	conn, err := l.expectAnswer(s.Cookie, answer)
+	m, err := l.ask(&Message{Type: Returned, Cookie: s.Cookie, Body: body}, s, 0)
 	if err != nil {
 		return err
 	}
-	if err := conn.Send(&Message{Type: Returned, Cookie: s.Cookie, Body: body}, s); err != nil {
-		l.mu.Lock()
-		delete(l.answers, s.Cookie)
-		l.mu.Unlock()
-		return fmt.Errorf("%w: %v", ErrNoAnswer, err)
+	return refusal(m.Body)
+}
+
+// ask sends a message about a connection and waits for the answer, for some time if
+// patience is not 0.
+func (l *Listener) ask(m *Message, s *Socket, patience time.Duration) (*Message, error) {
+	answer := make(chan *Message, 1)
+	conn, err := l.expectAnswer(s.Cookie, answer)
+	if err != nil {
+		return nil, err
 	}
-	m := <-answer
+	if err := conn.Send(m, s); err != nil {
+		l.forget(s.Cookie)
+		return nil, fmt.Errorf("%w: %v", ErrNoAnswer, err)
+	}
+	got, err := l.await(conn, answer, patience)
 	switch {
-	case m != nil:
-		return refusal(m.Body)
-	case l.closed.Err() != nil:
-		return net.ErrClosed
+	case err != nil:
+		l.forget(s.Cookie)
+		return nil, err
+	case got == nil && l.closed.Err() != nil:
+		return nil, net.ErrClosed
+	case got == nil:
+		return nil, ErrNoAnswer
+	case (m.Type == Returned) != (got.Type == Taken):
+		return nil, fmt.Errorf("%w: %v to %v", ErrMalformed, got.Type, m.Type)
 	}
-	return ErrNoAnswer
+	return got, nil
+}
+
+// await waits for the answer; if nobody else receives, it does.
+func (l *Listener) await(conn *Conn, answer <-chan *Message, patience time.Duration) (*Message, error) {
+	var late <-chan time.Time
+	var deadline time.Time
+	if patience > 0 {
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		late, deadline = timer.C, time.Now().Add(patience)
+	}
+	for {
+		select {
+		case m := <-answer:
+			return m, nil
+		case <-late:
+			return nil, fmt.Errorf("%w within %v", ErrNoAnswer, patience)
+		case l.receiving <- struct{}{}:
+		}
+		select {
+		case m := <-answer: // who had the token before had it
+			<-l.receiving
+			return m, nil
+		default:
+		}
+		// Without the channel, dropped by now, the answer is nil.
+		conn.SetReadDeadline(deadline)
+		l.receive(conn)
+		conn.SetReadDeadline(time.Time{})
+		<-l.receiving
+	}
+}
+
+// forget is for who waits no longer.
+func (l *Listener) forget(cookie uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.answers, cookie)
 }
 
 // expectAnswer enters who waits for the answer about a connection, and returns the
@@ -77,7 +127,7 @@ func (l *Listener) expectAnswer(cookie uint64, answer chan *Message) (*Conn, err
 	case l.conn == nil:
 		return nil, fmt.Errorf("%w: there is none now", ErrNoAnswer)
 	case l.answers[cookie] != nil:
-		return nil, errors.New("the connection is being given back already")
+		return nil, errors.New("the daemon has been asked about the connection already, or it is being given back")
 	}
 	l.answers[cookie] = answer
 	return l.conn, nil
