@@ -42,6 +42,8 @@ type Conn struct {
 	// custody has the secrets that the keys change to, nil if this Conn has none. The
 	// half of each direction is under the lock of that direction.
 	custody *Custody
+	// ask asks who has the custody instead; nil if nobody can be asked.
+	ask func(blob.Question) (blob.Answer, error)
 
 	deadlines struct {
 		sync.Mutex
@@ -56,7 +58,9 @@ type Conn struct {
 // there is one, it takes that for a yes.
 //
 // A socket that was handed over may come with the facts of its handshake, by a method
-// TLSFacts. Then the kernel is not asked.
+// TLSFacts; then the kernel is not asked. By a method TLSAsk it may come with somebody
+// who has its custody; then the Conn follows the KeyUpdates of the peer, and changes its own
+// key before the AEAD's limit, with his help.
 func NewConn(inner net.Conn) (*Conn, error) {
 	tcp, err := tcpConn(inner)
 	if err != nil {
@@ -82,6 +86,11 @@ func NewConn(inner net.Conn) (*Conn, error) {
 	}
 	if aead == 0 || c.version != blob.TLS12 && c.version != blob.TLS13 {
 		return nil, fmt.Errorf("%w: %v with an unknown cipher", ErrSuite, c.version)
+	}
+	if a, ok := inner.(interface {
+		TLSAsk(blob.Question) (blob.Answer, error)
+	}); ok && c.version == blob.TLS13 {
+		c.ask, c.in.control.follows = oneByOne(a.TLSAsk), true
 	}
 	c.in.control.version = c.version
 	c.in.receive = c.in.receiver()

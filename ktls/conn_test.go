@@ -96,16 +96,19 @@ type record struct {
 	content []byte
 }
 
-// TestControlRecords sends records from a bare peer, with "data" before and after.
-func TestControlRecords(t *testing.T) {
+// A controlCase is what a bare peer sends between two records of data, and what that
+// means for who follows no KeyUpdate.
+type controlCase struct {
+	name    string
+	version blob.Version // 0: both
+	records []record
+	want    error // nil: reading goes on
+	alert   byte  // what the peer is told, 0 if nothing
+}
+
+func controlCases() []controlCase {
 	both := append(ticket(40), ticket(3)...)
-	for _, c := range []struct {
-		name    string
-		version blob.Version
-		records []record
-		want    error // nil: reading goes on
-		alert   byte  // what the peer is told, 0 if nothing
-	}{
+	return []controlCase{
 		{"close_notify", 0, []record{{21, []byte{1, 0}}}, io.EOF, 0},
 		{"fatal close_notify", 0, []record{{21, []byte{2, 0}}}, io.EOF, 0},
 		{"fatal alert", 0, []record{{21, []byte{2, 40}}}, &ktls.AlertError{Description: 40}, 0},
@@ -135,7 +138,12 @@ func TestControlRecords(t *testing.T) {
 		{"ClientHello", 0, []record{{22, []byte{1, 0, 0, 1, 0}}}, ktls.ErrProtocol, 10},
 		{"ChangeCipherSpec", 0, []record{{20, []byte{1}}}, ktls.ErrProtocol, 10},
 		{"unknown type", 0, []record{{99, []byte("?")}}, ktls.ErrProtocol, 10},
-	} {
+	}
+}
+
+// TestControlRecords sends records from a bare peer, with "data" before and after.
+func TestControlRecords(t *testing.T) {
+	for _, c := range controlCases() {
 		for _, suite := range []blob.CipherSuite{suite13, suite12} {
 			if c.version != 0 && c.version != suite.Version() {
 				continue

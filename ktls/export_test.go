@@ -445,8 +445,12 @@ func TestSecretsEndWithTheirCustody(t *testing.T) {
 		t.Fatal(err)
 	}
 	secret := bytes.Clone(next[0].Bytes())
+	attendant, err := ktls.NewAttendant(p.Server, custody, blob.TLS13, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d", "%q", "%Z"} {
-		text := fmt.Sprintf(verb, custody)
+		text := fmt.Sprintf(verb+verb, custody, attendant)
 		if bytes.Contains([]byte(text), secret) || bytes.Contains([]byte(text), []byte(fmt.Sprintf("%x", secret))) {
 			t.Errorf("%s prints the secret", verb)
 		}

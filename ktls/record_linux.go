@@ -108,11 +108,30 @@ func (c *Conn) sendAlert(level, description uint8) error {
 
 // tryAlert sends an alert if the kernel takes it at once.
 func (c *Conn) tryAlert(level, description uint8) {
-	_ = c.raw.Control(func(fd uintptr) {
-		// A record that did not authenticate leaves an error for the next send.
-		_, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-		_, _ = sendOnce(int(fd), []byte{level, description}, setRecordType(recordAlert), unix.MSG_DONTWAIT)
+	_ = c.raw.Control(func(fd uintptr) { tryAlert(int(fd), level, description) })
+}
+
+func tryAlert(fd int, level, description uint8) {
+	// A record that did not authenticate leaves an error for the next send.
+	_, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	_, _ = sendOnce(fd, []byte{level, description}, setRecordType(recordAlert), unix.MSG_DONTWAIT)
+}
+
+// nextIsControl looks whether the next record that can be read is one that is no data.
+// It takes nothing.
+func nextIsControl(fd int, oob []byte) (bool, error) {
+	p := make([]byte, 1)
+	defer clear(p)
+	var oobn int
+	_, err := uninterrupted(func() (n int, err error) {
+		n, oobn, _, _, err = unix.Recvmsg(fd, p, oob, unix.MSG_DONTWAIT|unix.MSG_PEEK)
+		return n, err
 	})
+	if err != nil {
+		return false, os.NewSyscallError("recvmsg", err)
+	}
+	contentType, ok := recordType(oob[:oobn])
+	return ok && contentType != recordData, nil
 }
 
 // sendNow sends a message only if the kernel takes it at once.

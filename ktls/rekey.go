@@ -95,10 +95,13 @@ func (c *Conn) UpdateKey(requestPeer bool) error {
 	switch {
 	case c.version != blob.TLS13:
 		return fmt.Errorf("%w: %v has no KeyUpdate", ErrNoUpdate, c.version)
-	case c.custody == nil:
+	case c.custody == nil && c.ask == nil:
 		return fmt.Errorf("%w: this Conn has no custody of it, see NewConnKeeping", ErrNoUpdate)
 	case !c.canUpdate():
 		return fmt.Errorf("%w: %w", ErrNoUpdate, ErrNotSupported)
+	}
+	if c.custody == nil {
+		return c.askForWriteKey(blob.Question{Update: true, Request: requestPeer})
 	}
 	request := updateNotRequested // which answers, if the peer has asked
 	if requestPeer {
@@ -127,7 +130,7 @@ func (c *Conn) changeWriteKey(request uint8, send func(p, oob []byte) (int, erro
 	if n != len(message) {
 		err = fmt.Errorf("the kernel took %d bytes of a KeyUpdate (%v)", n, err)
 	} else {
-		err = control(c.tcp, func(fd int) error { return c.custody.advance(fd, optTX, readKey) })
+		err = control(c.tcp, func(fd int) error { return c.custody.advance(fd, optTX, readKey, nil) })
 	}
 	if err != nil {
 		// Nothing may be sent any more, an alert neither: under which key?
@@ -143,7 +146,7 @@ func (c *Conn) changeWriteKey(request uint8, send func(p, oob []byte) (int, erro
 // answerNow sends the KeyUpdate that the peer asked for, if it did, as soon as the
 // kernel takes it.
 func (c *Conn) answerNow(ctx context.Context) error {
-	for c.out.owed.Load() {
+	for c.out.owed.Load() && c.custody != nil {
 		err := c.changeWriteKey(updateNotRequested, c.sendNow)
 		if err == nil || !errors.Is(err, syscall.EAGAIN) {
 			return err
@@ -171,7 +174,10 @@ func (c *Conn) followUpdate() *ending {
 	if end := c.in.control.countUpdate(u, !c.out.owed.Load()); end != nil {
 		return end
 	}
-	if err := control(c.tcp, func(fd int) error { return c.custody.advance(fd, optRX, readKey) }); err != nil {
+	if c.custody == nil {
+		return c.askForReadKey(u.requested)
+	}
+	if err := control(c.tcp, func(fd int) error { return c.custody.advance(fd, optRX, readKey, nil) }); err != nil {
 		return &ending{fmt.Errorf("%w: %w", ErrRekey, err), alertInternalError}
 	}
 	if u.requested {
@@ -181,10 +187,11 @@ func (c *Conn) followUpdate() *ending {
 }
 
 // advance changes the key of one direction to that of the next epoch, which must be
-// another one, and destroys the secret that it comes from. The key that was there is
+// another one, and destroys the secret that it comes from. Before that enter, if it is
+// not nil, is told the new state. The key that was there is
 // useless already: on an error, and if the kernel then holds anything but the new one,
 // the connection is over.
-func (custody *Custody) advance(fd, option int, readBack func(fd, option, size int) ([]byte, error)) error {
+func (custody *Custody) advance(fd, option int, readBack func(fd, option, size int) ([]byte, error), enter func(*blob.State) error) error {
 	h := custody.half(option)
 	next := &blob.State{
 		Role: custody.role, Direction: h.direction, Version: custody.suite.Version(), Suite: custody.suite,
@@ -207,6 +214,11 @@ func (custody *Custody) advance(fd, option int, readBack func(fd, option, size i
 	aead := custody.suite.AEAD()
 	if sameKey(want, old, aead) {
 		return fmt.Errorf("%w: the next key is the one before", blob.ErrState)
+	}
+	if enter != nil {
+		if err := enter(next); err != nil {
+			return err
+		}
 	}
 	if err := setKey(fd, option, want); err != nil {
 		return explain(opSetKey, "set "+optionName(option), err)

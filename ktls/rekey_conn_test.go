@@ -233,7 +233,7 @@ func TestANewKeyIsReadBack(t *testing.T) {
 	l := layouts[probeSuite13.AEAD()]
 	for field, s := range map[string]span{"key": l.key, "iv": l.iv, "salt": l.salt, "rec_seq": l.seq, "version": infoVersion} {
 		a, _ := keepingConns(t)
-		err := control(a.tcp, func(fd int) error { return a.custody.advance(fd, optTX, lie(s.at+s.size-1)) })
+		err := control(a.tcp, func(fd int) error { return a.custody.advance(fd, optTX, lie(s.at+s.size-1), nil) })
 		if !errors.Is(err, ErrMismatch) {
 			t.Errorf("%s: %v", field, err)
 		}
@@ -247,7 +247,7 @@ func TestANewKeyIsReadBack(t *testing.T) {
 	a, _ := keepingConnsOf(t, fromClient, fromServer)
 	secret := blob.NewSecret(fromClient) // of the key that is there
 	a.custody.nextWrite = secret
-	if err := control(a.tcp, func(fd int) error { return a.custody.advance(fd, optTX, readKey) }); !errors.Is(err, blob.ErrState) {
+	if err := control(a.tcp, func(fd int) error { return a.custody.advance(fd, optTX, readKey, nil) }); !errors.Is(err, blob.ErrState) {
 		t.Errorf("the same key again: %v", err)
 	}
 	if !bytes.Equal(secret.Bytes(), make([]byte, 32)) {

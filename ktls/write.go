@@ -62,7 +62,7 @@ func (c *Conn) mayWrite(n, fragments int) (int, error) {
 	}
 	allowed := c.out.counter.allow(n, fragments)
 	if allowed == 0 && c.canUpdate() || c.out.owed.Load() {
-		if err := c.changeWriteKey(updateNotRequested, c.sendMessage); err != nil {
+		if err := c.renewWriteKey(allowed == 0); err != nil {
 			return 0, err
 		}
 		allowed = c.out.counter.allow(n, fragments)
