@@ -24,11 +24,12 @@
 //
 // Keys change in a Conn that has the custody of its connection ([NewConnKeeping]), where
 // the kernel can: on a KeyUpdate of the peer, before the record limit of the AEAD, and by
-// [Conn.UpdateKey]. Without either, a KeyUpdate of the peer ends the connection with
-// [ErrKeyUpdate], before a byte behind it is read.
+// [Conn.UpdateKey]. For a user in another process an [Attendant] does that, and a Conn asks
+// it, if its socket comes with a way to. Without either, a KeyUpdate of the peer ends the
+// connection with [ErrKeyUpdate], before a byte behind it is read.
 //
 // What this package does not do: it does not shake hands (handshaker does), and it
-// keeps no key after Install returned, and no secret but in a [Custody] that was asked
+// keeps no key after Install returned, and no secret but in a [Custody] or an [Attendant] that was asked
 // for. It cannot prevent others who hold the descriptor from asking the kernel for the
 // keys with getsockopt. It cannot follow a KeyUpdate that the peer cuts into two records,
 // nor go on behind a later record of a long ticket that happens to begin with the byte 24:

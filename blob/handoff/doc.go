@@ -15,7 +15,8 @@
 // [Conn.Expect] refuses all others.
 //
 // [Listen] gives a Go application its connections as a net.Listener, and
-// [Listener.Return] gives one back while it is in use.
+// [Listener.Return] gives one back while it is in use. [Listener.Ask] asks the daemon what a
+// read met, and has it change keys.
 //
 // What this package does not do: it neither opens blobs nor installs keys, and it
 // does not encrypt: a unix socket does not leave the machine.

@@ -27,9 +27,9 @@ type applications struct {
 	socket *net.UnixListener
 	uid    uint32 // may connect, beside root
 	log    *slog.Logger
-	// returned is called with each connection that one gives back; it owns the file, and
-	// returns when the next may come.
-	returned func(from *handoff.Conn, m *handoff.Message, file *os.File)
+	// received is called with each connection that one gives back or asks about; it owns
+	// the file, and returns when the next may come.
+	received func(from *handoff.Conn, m *handoff.Message, file *os.File)
 
 	mu      sync.Mutex
 	conns   []*handoff.Conn // guarded by mu; the next one first
@@ -112,11 +112,11 @@ func (a *applications) add(u *net.UnixConn) error {
 	return nil
 }
 
-// watch takes what the application gives back, until its end.
+// watch takes what the application gives back or asks, until its end.
 func (a *applications) watch(conn *handoff.Conn) {
 	for {
 		m, file, err := conn.Receive()
-		if err == nil && m.Type != handoff.Returned {
+		if err == nil && m.Type != handoff.Returned && m.Type != handoff.Asked {
 			if file != nil {
 				file.Close()
 			}
@@ -126,7 +126,7 @@ func (a *applications) watch(conn *handoff.Conn) {
 			a.remove(conn, err)
 			return
 		}
-		a.returned(conn, m, file)
+		a.received(conn, m, file)
 	}
 }
 

@@ -37,7 +37,8 @@ type connection struct {
 }
 
 // serve takes the connection from accept to the application. The daemon keeps
-// no key and no descriptor of it afterwards: a lasting duplicate would delay FIN.
+// no key and no descriptor of it afterwards: a lasting duplicate would delay FIN. Where
+// keys can change it keeps the secrets that the next ones come from.
 func (c *connection) serve(ctx context.Context) {
 	defer c.tcp.Close()
 	defer func() { c.listener.daemon.guardian.settled(c.cookie) }()
@@ -115,12 +116,14 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	if err != nil {
 		return stepEntered, err
 	}
-	// The daemon follows no KeyUpdate: the secrets for the next keys are for nothing.
-	kept.Destroy()
+	attendant, err := ktls.NewAttendant(c.tcp, kept, c.facts.Version, c.listener.daemon.ledger.EnterNext)
+	if err != nil {
+		return stepInstalled, err
+	}
 	c.logInstalled(w, &r, info, time.Since(start))
 	c.listener.daemon.metrics.installed(c.facts, info)
 	c.recordCustody(entry, info, start)
-	c.listener.daemon.custody.Keep(c.cookie, &keptConnection{kept, c.facts, c.accepted})
+	c.listener.daemon.custody.Keep(c.cookie, &keptConnection{attendant, c.facts, c.accepted})
 	if err := c.listener.daemon.guardian.ready(c.cookie); err != nil {
 		return stepInstalled, err
 	}

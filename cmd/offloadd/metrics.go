@@ -33,6 +33,9 @@ type metrics struct {
 	handoffs   prometheus.Histogram
 	alarms     prometheus.Counter
 	events     *prometheus.CounterVec
+	answers    *prometheus.CounterVec
+	rekeys     *prometheus.CounterVec
+	unfollowed prometheus.Counter
 }
 
 const metricsPrefix = "offloadd_"
@@ -55,8 +58,11 @@ func newMetrics() *metrics {
 		handoffs:   histogram("handoff_duration_seconds", "Time until an application had a socket whose keys are installed.", prometheus.ExponentialBuckets(0.00005, 4, 10)),
 		alarms:     prometheus.NewCounter(prometheus.CounterOpts{Name: metricsPrefix + "key_alarms_total", Help: "Keys of this network namespace that came near the number of records that they may protect."}),
 		events:     counter("observer_events_total", "Events of the observer that the daemon read, by kind.", "kind"),
+		answers:    counter("answers_total", "Questions of applications about their connections, by the verdict.", "verdict"),
+		rekeys:     counter("key_updates_total", "Keys that the daemon changed to follow a KeyUpdate, or to send one.", "direction"),
+		unfollowed: prometheus.NewCounter(prometheus.CounterOpts{Name: metricsPrefix + "key_updates_unfollowed_total", Help: "Connections that ended because the peer sent a KeyUpdate and the kernel, or this start of the daemon, could not follow."}),
 	}
-	m.registry.MustRegister(m.installs, m.failures, m.handshakes, m.handoffs, m.alarms, m.events,
+	m.registry.MustRegister(m.installs, m.failures, m.handshakes, m.handoffs, m.alarms, m.events, m.answers, m.rekeys, m.unfollowed,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -78,6 +84,20 @@ func modeLabel(m ktls.Mode) string {
 
 func (m *metrics) failed(at step) {
 	m.failures.WithLabelValues(strings.ReplaceAll(string(at), " ", "_")).Inc()
+}
+
+// answered counts the answer to a question.
+func (m *metrics) answered(a blob.Answer, ended error) {
+	m.answers.WithLabelValues(strings.ReplaceAll(a.Verdict.String(), " ", "_")).Inc()
+	if errors.Is(ended, ktls.ErrKeyUpdate) {
+		m.unfollowed.Inc()
+	}
+}
+
+// rekeyed counts keys that were changed.
+func (m *metrics) rekeyed(read, write uint32) {
+	m.rekeys.WithLabelValues("received").Add(float64(read))
+	m.rekeys.WithLabelValues("sent").Add(float64(write))
 }
 
 // Bounds of what asks for metrics.

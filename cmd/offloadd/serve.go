@@ -30,7 +30,7 @@ const acceptPause = 50 * time.Millisecond
 // drainTime bounds an orderly end.
 const drainTime = 15 * time.Second
 
-// maxReturns bounds the connections that are being taken back at a time.
+// maxReturns bounds the connections that are being taken back or asked about at a time.
 const maxReturns = 64
 
 func serveCommand(env *environment) *cobra.Command {
@@ -96,7 +96,8 @@ type daemon struct {
 	// handshakes holds one token per connection between accept and hand-over.
 	handshakes chan struct{}
 	running    sync.WaitGroup
-	// returns holds one token per connection between application and application.
+	// returns holds one token per connection between application and application, or that
+	// an application asks about.
 	returns chan struct{}
 }
 
@@ -304,11 +305,15 @@ func (l *listener) listen(ctx context.Context) error {
 		l.tcp.Close()
 		return err
 	}
-	l.applications.returned = func(from *handoff.Conn, m *handoff.Message, file *os.File) {
+	l.applications.received = func(from *handoff.Conn, m *handoff.Message, file *os.File) {
 		l.daemon.returns <- struct{}{}
 		go func() {
 			defer func() { <-l.daemon.returns }()
-			l.takeBack(from, m, file)
+			if m.Type == handoff.Asked {
+				l.attend(from, m, file)
+			} else {
+				l.takeBack(from, m, file)
+			}
 		}()
 	}
 	return nil

@@ -17,16 +17,14 @@ import (
 )
 
 // keptConnection is what the daemon keeps of a connection that an application has, to
-// be able to take it back: no key, and no descriptor.
+// be able to take it back and to change its keys: no key that is in use, and no descriptor.
 type keptConnection struct {
-	custody  *ktls.Custody
-	facts    *blob.Facts
-	accepted time.Time
+	attendant *ktls.Attendant
+	facts     *blob.Facts
+	accepted  time.Time
 }
 
-func (k *keptConnection) Destroy() { k.custody.Destroy() }
-
-var errNotKept = errors.New("the connection is not one of this daemon since its last start, or it is over, or it is being taken back already")
+func (k *keptConnection) Destroy() { k.attendant.Destroy() }
 
 // takeBack takes a live connection back from an application and gives it to the next
 // one. Up to the answer it is the application's: whatever fails before leaves it there.
@@ -57,10 +55,10 @@ func (l *listener) takeBack(from *handoff.Conn, m *handoff.Message, file *os.Fil
 // regain proves that the connection is one of ours and at a quiet point. The caller
 // closes its socket.
 func (l *listener) regain(m *handoff.Message, file *os.File) (*connection, error) {
-	kept, ok := l.daemon.custody.Borrow(m.Cookie).(*keptConnection)
-	if !ok {
+	kept, err := l.daemon.borrow(m.Cookie)
+	if err != nil {
 		file.Close()
-		return nil, errNotKept
+		return nil, err
 	}
 	defer l.daemon.custody.Keep(m.Cookie, kept)
 	tcp, err := tcpOf(file)
@@ -71,12 +69,21 @@ func (l *listener) regain(m *handoff.Message, file *os.File) (*connection, error
 		fmt.Errorf("waited for %v", time.Duration(l.daemon.config.ApplicationTimeout)))
 	defer cancel()
 	read, written := m.Account()
-	if _, err := kept.custody.Regain(ctx, tcp, ktls.Account{Read: read, Written: written}); err != nil {
+	if _, err := kept.attendant.Regain(ctx, tcp, ktls.Account{Read: read, Written: written}); err != nil {
 		tcp.Close()
 		return nil, err
 	}
 	return &connection{listener: l, tcp: tcp, cookie: m.Cookie, facts: kept.facts, accepted: kept.accepted,
 		log: l.log.With("socket", m.Cookie)}, nil
+}
+
+// borrow takes out what is kept of a connection, to be put back.
+func (d *daemon) borrow(cookie uint64) (*keptConnection, error) {
+	kept, err := d.custody.Borrow(cookie)
+	if err != nil {
+		return nil, err
+	}
+	return kept.(*keptConnection), nil
 }
 
 // tcpOf makes a connection of a received descriptor, and closes the file.

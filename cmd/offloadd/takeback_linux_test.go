@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/offloadd/offloadd/blob/handoff"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
 	"github.com/offloadd/offloadd/ktls"
 )
 
@@ -270,7 +271,7 @@ func TestADaemonThatEndsBeforeItAnswersHasNotTakenTheConnection(t *testing.T) {
 	second := startDaemon(t, id, daemonOptions{socket: d.socket})
 	second.wait("application connected")
 	var refused *handoff.NotTakenError
-	if err := giveBack(l, sock, c); !errors.As(err, &refused) || refused.Reason != errNotKept.Error() {
+	if err := giveBack(l, sock, c); !errors.As(err, &refused) || refused.Reason != custody.ErrNotKept.Error() {
 		t.Errorf("the next daemon: %v", err)
 	}
 	pass(t, c, client, "still")

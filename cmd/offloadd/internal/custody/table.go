@@ -25,6 +25,7 @@ type record struct {
 	device int // interface index, 0 if no key is in a device or it is not known
 	added  time.Time
 	kept   Kept
+	lent   bool // kept is with somebody, who puts it back
 }
 
 // Kept is what the caller keeps with an entry: it is destroyed when the connection is
@@ -165,24 +166,50 @@ func (t *Table) Keep(socket uint64, k Kept) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if r := t.records[socket]; r != nil && r.Condition == Live {
-		r.kept = k
+		r.kept, r.lent = k, false
 	} else {
 		k.Destroy()
 	}
 }
 
-// Borrow takes out what is kept with an entry, to be put back by Keep. It is nil if
-// nothing is, or while somebody else has it.
-func (t *Table) Borrow(socket uint64) Kept {
+var (
+	// ErrNotKept: nothing is kept of the connection.
+	ErrNotKept = errors.New("the connection is not one of this daemon since its last start, or it is over")
+	// ErrLent: somebody has what is kept.
+	ErrLent = errors.New("the connection is being taken back, or asked about, already")
+)
+
+// Borrow takes out what is kept with an entry, to be put back by Keep.
+func (t *Table) Borrow(socket uint64) (Kept, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r := t.records[socket]
-	if r == nil || r.kept == nil {
-		return nil
+	switch {
+	case r == nil || r.kept == nil && !r.lent:
+		return nil, ErrNotKept
+	case r.lent:
+		return nil, ErrLent
 	}
 	k := r.kept
-	r.kept = nil
-	return k
+	r.kept, r.lent = nil, true
+	return k, nil
+}
+
+// Rekeyed records how often each key was changed.
+func (t *Table) Rekeyed(socket uint64, readEpoch, writeEpoch uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.records[socket]
+	if r == nil {
+		return
+	}
+	now := time.Now()
+	if r.Read.Epoch != readEpoch {
+		r.Read.Epoch, r.Read.Since = readEpoch, now
+	}
+	if r.Write.Epoch != writeEpoch {
+		r.Write.Epoch, r.Write.Since = writeEpoch, now
+	}
 }
 
 // drop destroys what is kept. The caller holds mu.

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"net"
+	"os"
+	"time"
+
+	"github.com/offloadd/offloadd/blob"
+	"github.com/offloadd/offloadd/blob/handoff"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
+	"github.com/offloadd/offloadd/ktls"
+)
+
+// attend answers what an application asks about a connection that it has.
+func (l *listener) attend(from *handoff.Conn, m *handoff.Message, file *os.File) {
+	log := l.log.With("socket", m.Cookie, "application_pid", from.Peer().PID)
+	answer, err := l.answer(m, file)
+	l.daemon.metrics.answered(answer, err)
+	switch answer.Verdict {
+	case blob.Ended:
+		log.Info("connection ended after the handshake", "alert", answer.Alert, "error", err)
+	case blob.Alerted:
+		log.Info("connection ended after the handshake", "peer_alert", answer.Alert, "reason", answer.Reason)
+	}
+	from.SetWriteDeadline(time.Now().Add(time.Duration(l.daemon.config.ApplicationTimeout)))
+	if err := from.Send(handoff.NewAnswered(m.Cookie, answer), nil); err != nil {
+		log.Warn("answer not sent", "error", err)
+		l.applications.remove(from, err) // so that it does not wait for the answer
+	}
+}
+
+// answer does what the question asks for. The error is the reason of the verdict Ended.
+func (l *listener) answer(m *handoff.Message, file *os.File) (blob.Answer, error) {
+	refused := func(err error) (blob.Answer, error) {
+		return blob.Answer{Verdict: blob.Ended, Reason: err.Error()}, err
+	}
+	tcp, err := tcpOf(file)
+	if err != nil {
+		return refused(err)
+	}
+	defer tcp.Close()
+	q, err := m.Question()
+	if err != nil {
+		return refused(err)
+	}
+	kept, err := l.daemon.borrow(m.Cookie)
+	switch {
+	case errors.Is(err, custody.ErrNotKept):
+		attendant, err := attendStranger(tcp)
+		if err != nil {
+			return refused(err)
+		}
+		return attendant.Answer(tcp, q)
+	case err != nil:
+		return refused(err)
+	}
+	defer l.daemon.custody.Keep(m.Cookie, kept)
+	readBefore, writeBefore := kept.attendant.Epochs()
+	answer, err := kept.attendant.Answer(tcp, q)
+	read, write := kept.attendant.Epochs()
+	l.daemon.metrics.rekeyed(read-readBefore, write-writeBefore)
+	l.daemon.custody.Rekeyed(m.Cookie, read, write)
+	return answer, err
+}
+
+// attendStranger is for a connection of which nothing is kept, say of an earlier start:
+// what a record means can be told all the same, and a KeyUpdate ends it.
+func attendStranger(tcp *net.TCPConn) (*ktls.Attendant, error) {
+	info, err := ktls.InfoOf(tcp)
+	if err != nil {
+		return nil, err
+	}
+	if info.RX == ktls.Base {
+		return nil, ktls.ErrNoKeys
+	}
+	return ktls.NewAttendant(tcp, nil, info.Version, nil)
+}
