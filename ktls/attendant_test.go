@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -207,6 +208,13 @@ func TestAPlainProgramFollowsKeyUpdates(t *testing.T) {
 			p.read, p.written = 0, 0
 			mustUpdate(true)
 			turn("after it was given back")
+			mustWrite(t, peer.conn, "half and half")
+			mustRead(t, p, "half")
+			var notQuiet *ktls.NotQuietError
+			if _, err := p.attendant.Regain(t.Context(), p.tcp, ktls.Account{Read: p.read, Written: p.written}); !errors.As(err, &notQuiet) || notQuiet.Unread != len(" and half") {
+				t.Errorf("in the middle of a record: %v", err)
+			}
+			mustRead(t, p, " and half")
 			if _, err := p.attendant.Regain(t.Context(), p.tcp, ktls.Account{Read: p.read, Written: p.written}); err != nil {
 				t.Error(err)
 			}
@@ -296,19 +304,29 @@ func TestAQuestionAboutAnotherSocketDoesNothing(t *testing.T) {
 	}
 }
 
+// fillUp writes until the peer, which reads nothing, has made no more room for a while, and
+// returns how many bytes that were.
+func fillUp(t testing.TB, c net.Conn) (written int) {
+	t.Helper()
+	block := make([]byte, 64<<10)
+	for range 1000 {
+		c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+		n, err := c.Write(block)
+		if written += n; n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+			return written
+		}
+	}
+	t.Fatalf("there is room for %d bytes, and more", written)
+	return 0
+}
+
 // TestWhatIsOwedWaitsForRoom: neither is the answerer blocked by a peer that does not
 // read, nor does a record go under the old key once the KeyUpdate is out.
 func TestWhatIsOwedWaitsForRoom(t *testing.T) {
 	requireRekey(t)
 	peer, k := newKeepers(t, suite13)
 	p := newPlain(t, k, nil)
-	p.tcp.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
-	block := make([]byte, 64<<10)
-	for {
-		if _, err := p.Write(block); err != nil {
-			break
-		}
-	}
+	p.written += uint64(fillUp(t, p.tcp))
 	p.tcp.SetWriteDeadline(time.Time{})
 	if answer, err := p.ask(blob.Question{Quiet: true, Update: true}); err != nil || !answer.Owed {
 		t.Fatalf("with no room: %+v, %v", answer, err)
@@ -368,6 +386,48 @@ func TestAPlainReaderIsNotDrownedInKeyUpdates(t *testing.T) {
 	var alert *ktls.AlertError
 	if _, err := peer.conn.Read(make([]byte, 1)); !errors.As(err, &alert) || alert.Description != 10 {
 		t.Errorf("the peer read %v, want alert 10", err)
+	}
+}
+
+// TestKeyUpdatesWithDataInBetweenAreNoStorm: though the data is read past the attendant.
+func TestKeyUpdatesWithDataInBetweenAreNoStorm(t *testing.T) {
+	requireRekey(t)
+	peer, k := newKeepers(t, suite13)
+	p := newPlain(t, k, nil)
+	p.tcp.SetReadDeadline(time.Now().Add(20 * time.Second))
+	answer := blob.Answer{}
+	// A question that is not quiet leaves the answers to the peer owed.
+	round := func(requests int) (err error) {
+		t.Helper()
+		for range requests {
+			if err := peer.conn.UpdateKey(true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mustWrite(t, peer.conn, "data")
+		for {
+			n, err := p.tcp.Read(make([]byte, 4))
+			if err == nil && n == 4 {
+				return nil
+			}
+			if !errors.Is(err, syscall.EIO) {
+				return err
+			}
+			if answer, err = p.ask(blob.Question{Met: true}); err != nil {
+				return err
+			}
+		}
+	}
+	for range 3 {
+		if err := round(20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !answer.Owed {
+		t.Error("nothing is owed")
+	}
+	if err := round(33); !errors.Is(err, ktls.ErrProtocol) {
+		t.Errorf("%v, want ErrProtocol", err)
 	}
 }
 
@@ -438,6 +498,48 @@ func TestAConnAsksWhoHasItsCustody(t *testing.T) {
 	wg.Wait()
 	if read, write := a.attendant.Epochs(); read < pieces || write < pieces {
 		t.Errorf("epochs %d and %d", read, write)
+	}
+}
+
+// TestAConnHasAnswersSentForIt: before its next record; and what must go first waits for
+// the peer to make room.
+func TestAConnHasAnswersSentForIt(t *testing.T) {
+	requireRekey(t)
+	peer, k := newKeepers(t, suite13)
+	c, a := newAttended(t, k)
+	if err := peer.conn.UpdateKey(true); err != nil {
+		t.Fatal(err)
+	}
+	exchange(t, peer.conn, c)
+	if _, write := a.attendant.Epochs(); write != 0 {
+		t.Error("the answer went without data behind it")
+	}
+	exchange(t, c, peer.conn)
+	if _, write := a.attendant.Epochs(); write != 1 {
+		t.Errorf("write epoch %d, want 1", write)
+	}
+	written := fillUp(t, c)
+	if err := c.UpdateKey(false); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("with no room: %v", err)
+	}
+	c.SetWriteDeadline(time.Now().Add(20 * time.Second))
+	updated := make(chan error, 1)
+	go func() { updated <- c.UpdateKey(false) }()
+	select {
+	case err := <-updated:
+		t.Fatalf("it does not wait: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	peer.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.CopyN(io.Discard, struct{ io.Reader }{peer.conn}, int64(written)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-updated; err != nil {
+		t.Error(err)
+	}
+	exchange(t, c, peer.conn)
+	if _, write := a.attendant.Epochs(); write != 2 {
+		t.Errorf("write epoch %d, want 2", write)
 	}
 }
 

@@ -18,7 +18,10 @@ import (
 func (l *listener) attend(from *handoff.Conn, m *handoff.Message, file *os.File) {
 	log := l.log.With("socket", m.Cookie, "application_pid", from.Peer().PID)
 	answer, err := l.answer(m, file)
-	l.daemon.metrics.answered(answer, err)
+	l.daemon.metrics.answered(answer)
+	if errors.Is(err, ktls.ErrKeyUpdate) {
+		l.daemon.custody.Unfollowed()
+	}
 	switch answer.Verdict {
 	case blob.Ended:
 		log.Info("connection ended after the handshake", "alert", answer.Alert, "error", err)
@@ -58,10 +61,8 @@ func (l *listener) answer(m *handoff.Message, file *os.File) (blob.Answer, error
 		return refused(err)
 	}
 	defer l.daemon.custody.Keep(m.Cookie, kept)
-	readBefore, writeBefore := kept.attendant.Epochs()
 	answer, err := kept.attendant.Answer(tcp, q)
 	read, write := kept.attendant.Epochs()
-	l.daemon.metrics.rekeyed(read-readBefore, write-writeBefore)
 	l.daemon.custody.Rekeyed(m.Cookie, read, write)
 	return answer, err
 }

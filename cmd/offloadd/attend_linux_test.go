@@ -12,6 +12,7 @@ import (
 	"io"
 	mathrand "math/rand/v2"
 	"net"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
@@ -130,6 +131,8 @@ func TestTheKeysOfADaemonsConnectionChange(t *testing.T) {
 	s := d.waitStatus("one live", func(s statusJSONOf) bool { return s.Daemon.Totals.Live == 1 })
 	if e := s.Connections[0]; e.Read.Epoch < pieces || e.Write.Epoch < pieces {
 		t.Errorf("status shows epochs %d and %d, want %d at least", e.Read.Epoch, e.Write.Epoch, pieces)
+	} else if n := s.Daemon.Totals; n.ReadKeys != uint64(e.Read.Epoch) || n.WriteKeys != uint64(e.Write.Epoch) || n.Unfollowed != 0 {
+		t.Errorf("status counts %d and %d keys, want %d and %d", n.ReadKeys, n.WriteKeys, e.Read.Epoch, e.Write.Epoch)
 	}
 	server.Close()
 	client.Close()
@@ -160,7 +163,8 @@ func TestAConnectionMovesThroughTheDaemonBetweenKeyUpdates(t *testing.T) {
 // TestAnApplicationIsToldWhatItsReadMet: one that knows read and write only.
 func TestAnApplicationIsToldWhatItsReadMet(t *testing.T) {
 	requireDaemon(t)
-	d := startDaemon(t, sharedIdentity(t), daemonOptions{})
+	metrics := filepath.Join(openDir(t), "metrics.sock")
+	d := startDaemon(t, sharedIdentity(t), daemonOptions{settings: fmt.Sprintf("metrics = %q", metrics)})
 	l, sock, _, client := listenAndAccept(t, d)
 	met := blob.Question{Met: true, Quiet: true}
 	got := make([]byte, 100)
@@ -188,6 +192,9 @@ func TestAnApplicationIsToldWhatItsReadMet(t *testing.T) {
 	}
 	if n, err := client.Read(got); string(got[:n]) != "bye" {
 		t.Errorf("%q, %v", got[:n], err)
+	}
+	if n := values(scrape(t, metrics), "answers_total"); n["verdict=go_on"] != 1 || n["verdict=end_of_stream"] != 1 || len(n) != 2 {
+		t.Errorf("answers: %v", n)
 	}
 }
 
@@ -223,19 +230,21 @@ func TestAKeyUpdateThatNobodyCanFollowEndsTheConnection(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		applies bool
-		before  func(d *testDaemon)
+		before  func(d *testDaemon) (next *testDaemon)
 		want    error
 	}{
-		{"a kernel that cannot", !ktlstest.CanRekey(), func(*testDaemon) {}, nil},
-		{"the daemon was restarted", true, func(d *testDaemon) {
+		{"a kernel that cannot", !ktlstest.CanRekey(), func(d *testDaemon) *testDaemon { return d }, nil},
+		{"the daemon was restarted", true, func(d *testDaemon) *testDaemon {
 			d.cmd.Process.Kill()
 			<-d.exited
 			next := startDaemon(t, id, daemonOptions{socket: d.socket})
 			next.wait("application connected")
+			return next
 		}, nil},
-		{"there is no daemon", true, func(d *testDaemon) {
+		{"there is no daemon", true, func(d *testDaemon) *testDaemon {
 			d.cmd.Process.Kill()
 			<-d.exited
+			return nil
 		}, handoff.ErrUnanswered},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -266,7 +275,7 @@ func TestAKeyUpdateThatNobodyCanFollowEndsTheConnection(t *testing.T) {
 					}
 				}
 			}()
-			c.before(d)
+			next := c.before(d)
 			sendHandshakeRecord(t, client, []byte{24, 0, 0, 1, 0})
 			if n, err := server.Read(got); n != 0 || !errors.Is(err, ktls.ErrKeyUpdate) || c.want != nil && !errors.Is(err, c.want) {
 				t.Errorf("%d bytes, %v; want ErrKeyUpdate", n, err)
@@ -279,6 +288,9 @@ func TestAKeyUpdateThatNobodyCanFollowEndsTheConnection(t *testing.T) {
 			var alert *ktls.AlertError
 			if _, err := peer.Read(got); !errors.As(err, &alert) || alert.Description != 80 {
 				t.Errorf("the peer read %v, want internal_error", err)
+			}
+			if next != nil {
+				next.waitStatus("one unfollowed", func(s statusJSONOf) bool { return s.Daemon.Totals.Unfollowed == 1 })
 			}
 		})
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -101,11 +102,29 @@ func check(ctx context.Context, workerUser, bpfDir string) (*checkReport, error)
 		}
 	}
 	if ulp == nil {
+		r.addUnfollowed()
 		r.addOffload(features.Devices)
 		r.addGuards(bpfDir)
 	}
 	r.Ready = r.missing() == 0
 	return r, nil
+}
+
+// addUnfollowed tells how often it mattered that keys could not change, if a daemon runs
+// where one does by default.
+func (r *checkReport) addUnfollowed() {
+	client, err := dialControl(defaultControl)
+	if err != nil {
+		return
+	}
+	defer client.close()
+	summary, err := client.ask(&controlRequest{Command: controlStatus, Sockets: []uint64{1}}, func(*controlReply) error { return nil })
+	if err != nil || summary.Totals.Unfollowed == 0 {
+		return
+	}
+	r.add("no connection lost at a KeyUpdate", fmt.Errorf("%d ended because nobody could follow the peer's KeyUpdate, since %s",
+		summary.Totals.Unfollowed, summary.Started.Local().Format(time.DateTime)), false,
+		"a kernel that has \"rekey rx\"; connections from before a start of the daemon end so on every kernel")
 }
 
 func (r *checkReport) addOffload(devices []ktls.Device) {

@@ -34,8 +34,6 @@ type metrics struct {
 	alarms     prometheus.Counter
 	events     *prometheus.CounterVec
 	answers    *prometheus.CounterVec
-	rekeys     *prometheus.CounterVec
-	unfollowed prometheus.Counter
 }
 
 const metricsPrefix = "offloadd_"
@@ -59,10 +57,8 @@ func newMetrics() *metrics {
 		alarms:     prometheus.NewCounter(prometheus.CounterOpts{Name: metricsPrefix + "key_alarms_total", Help: "Keys of this network namespace that came near the number of records that they may protect."}),
 		events:     counter("observer_events_total", "Events of the observer that the daemon read, by kind.", "kind"),
 		answers:    counter("answers_total", "Questions of applications about their connections, by the verdict.", "verdict"),
-		rekeys:     counter("key_updates_total", "Keys that the daemon changed to follow a KeyUpdate, or to send one.", "direction"),
-		unfollowed: prometheus.NewCounter(prometheus.CounterOpts{Name: metricsPrefix + "key_updates_unfollowed_total", Help: "Connections that ended because the peer sent a KeyUpdate and the kernel, or this start of the daemon, could not follow."}),
 	}
-	m.registry.MustRegister(m.installs, m.failures, m.handshakes, m.handoffs, m.alarms, m.events, m.answers, m.rekeys, m.unfollowed,
+	m.registry.MustRegister(m.installs, m.failures, m.handshakes, m.handoffs, m.alarms, m.events, m.answers,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -87,17 +83,8 @@ func (m *metrics) failed(at step) {
 }
 
 // answered counts the answer to a question.
-func (m *metrics) answered(a blob.Answer, ended error) {
+func (m *metrics) answered(a blob.Answer) {
 	m.answers.WithLabelValues(strings.ReplaceAll(a.Verdict.String(), " ", "_")).Inc()
-	if errors.Is(ended, ktls.ErrKeyUpdate) {
-		m.unfollowed.Inc()
-	}
-}
-
-// rekeyed counts keys that were changed.
-func (m *metrics) rekeyed(read, write uint32) {
-	m.rekeys.WithLabelValues("received").Add(float64(read))
-	m.rekeys.WithLabelValues("sent").Add(float64(write))
 }
 
 // Bounds of what asks for metrics.

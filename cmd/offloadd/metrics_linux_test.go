@@ -149,9 +149,13 @@ func TestMetricsSayWhatWasDone(t *testing.T) {
 		"degraded_total":             {"": 0},
 		"unrecorded_total":           {"": 0},
 		"replays_total":              {"": 0},
-		"key_alarms_total":           {"": 0},
-		"keys_near_limit":            {"": 0},
-		"observer_sockets":           {"managed=true": 1, "managed=false": 0},
+
+		"key_updates_total":            {"direction=received": 0, "direction=sent": 0},
+		"key_updates_unfollowed_total": {"": 0},
+
+		"key_alarms_total": {"": 0},
+		"keys_near_limit":  {"": 0},
+		"observer_sockets": {"managed=true": 1, "managed=false": 0},
 	}
 	var families map[string]*dto.MetricFamily
 	var sums bpf.Sums
@@ -282,7 +286,8 @@ func differences(families map[string]*dto.MetricFamily, want map[string]map[stri
 func metricNames() []string {
 	return append(slices.Collect(maps.Keys(observerValues(&bpf.Sums{}))), "installs_total", "failures_total", "handshake_duration_seconds",
 		"handoff_duration_seconds", "connections", "connections_degraded", "connections_over", "ended_total", "revoked_total", "degraded_total",
-		"unrecorded_total", "replays_total", "key_alarms_total", "keys_near_limit", "observer_sockets", "observer_events_total", "guard_stopped_total")
+		"unrecorded_total", "replays_total", "key_alarms_total", "keys_near_limit", "observer_sockets", "observer_events_total", "guard_stopped_total",
+		"key_updates_total", "key_updates_unfollowed_total", "answers_total")
 }
 
 func TestTheREADMENamesEachMetric(t *testing.T) {

@@ -61,9 +61,13 @@ func (c *daemonCollector) connections(to chan<- prometheus.Metric) {
 		{"revoked_total", "Connections that were ended by offloadd revoke.", n.Revoked},
 		{"degraded_total", "Connections that ever lost, or may have lost, a key in a device.", n.DegradedEver},
 		{"unrecorded_total", "Connections that the custody table had no room for.", n.Unrecorded},
+		{"key_updates_unfollowed_total", "Connections that ended because the peer sent a KeyUpdate that nobody could follow.", n.Unfollowed},
 	} {
 		send(to, describe(sum.name, sum.help), prometheus.CounterValue, float64(sum.n))
 	}
+	updates := describe("key_updates_total", "Keys that the daemon changed, to follow a KeyUpdate or to send one.", "direction")
+	send(to, updates, prometheus.CounterValue, float64(n.ReadKeys), "received")
+	send(to, updates, prometheus.CounterValue, float64(n.WriteKeys), "sent")
 }
 
 func placeLabel(p custody.Place) string {

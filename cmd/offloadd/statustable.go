@@ -135,6 +135,12 @@ func printTotals(w io.Writer, d *controlSummary) {
 	}
 	fmt.Fprintf(w, "daemon %d, since %s: %d ended, %d revoked, %d degraded\n",
 		d.PID, d.Started.Local().Format(time.DateTime), n.Ended, n.Revoked, n.DegradedEver)
+	if n.ReadKeys+n.WriteKeys > 0 {
+		fmt.Fprintf(w, "%d read keys and %d write keys were changed\n", n.ReadKeys, n.WriteKeys)
+	}
+	if n.Unfollowed > 0 {
+		fmt.Fprintf(w, "%d ended because nobody could follow the peer's KeyUpdate; \"offloadd check\" tells of \"rekey rx\"\n", n.Unfollowed)
+	}
 	if n.Unrecorded > 0 {
 		fmt.Fprintf(w, "%d connections were not recorded: the table was full\n", n.Unrecorded)
 	}

@@ -5,6 +5,7 @@ package custody
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -259,5 +260,47 @@ func TestAFullTableCountsWhatItCannotKeep(t *testing.T) {
 	// Both ends of each connection have keys; two are ours.
 	if n := table.Foreign(census); n != before.Keyed()+6 {
 		t.Errorf("%d foreign sockets, want 6 beside the %d from before", n, before.Keyed())
+	}
+}
+
+// keptThing counts how often it was destroyed.
+type keptThing struct{ destroyed int }
+
+func (k *keptThing) Destroy() { k.destroyed++ }
+
+// TestWhatIsKeptIsLentToOneAtATime: and is destroyed with the connection, wherever it is
+// then.
+func TestWhatIsKeptIsLentToOneAtATime(t *testing.T) {
+	ktlstest.Require(t)
+	table := NewTable(10, slog.New(slog.DiscardHandler))
+	p := ktlstest.Installed(t, blob.TLS_AES_128_GCM_SHA256)
+	k := &keptThing{}
+	socket := add(t, table, p.Server, software())
+	if _, err := table.Borrow(socket); !errors.Is(err, ErrNotKept) {
+		t.Errorf("nothing is kept: %v", err)
+	}
+	table.Keep(socket, k)
+	got, err := table.Borrow(socket)
+	if err != nil || got != Kept(k) {
+		t.Fatal(got, err)
+	}
+	if _, err := table.Borrow(socket); !errors.Is(err, ErrLent) {
+		t.Errorf("it is lent: %v", err)
+	}
+	table.Rekeyed(socket, 3, 1)
+	table.Rekeyed(socket, 4, 1)
+	if e, _ := table.Get(socket); e.Read.Epoch != 4 || e.Write.Epoch != 1 {
+		t.Errorf("epochs %d and %d, want 4 and 1", e.Read.Epoch, e.Write.Epoch)
+	}
+	if n := table.Totals(); n.ReadKeys != 4 || n.WriteKeys != 1 {
+		t.Errorf("%d and %d keys were changed, want 4 and 1", n.ReadKeys, n.WriteKeys)
+	}
+	table.Keep(socket, k)
+	if _, err := table.Borrow(socket); err != nil {
+		t.Error(err)
+	}
+	table.Destroyed(socket)
+	if table.Keep(socket, k); k.destroyed != 1 {
+		t.Errorf("destroyed %d times", k.destroyed)
 	}
 }

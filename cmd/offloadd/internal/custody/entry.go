@@ -115,4 +115,8 @@ type Totals struct {
 	Revoked      uint64 `json:"revoked"`
 	DegradedEver uint64 `json:"degraded_ever"`
 	Unrecorded   uint64 `json:"unrecorded"` // the table was full
+	// Keys that were changed, and connections that ended since nobody could follow a KeyUpdate.
+	ReadKeys   uint64 `json:"read_keys_changed"`
+	WriteKeys  uint64 `json:"write_keys_changed"`
+	Unfollowed uint64 `json:"key_updates_unfollowed"`
 }

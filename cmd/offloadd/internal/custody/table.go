@@ -203,13 +203,23 @@ func (t *Table) Rekeyed(socket uint64, readEpoch, writeEpoch uint32) {
 	if r == nil {
 		return
 	}
-	now := time.Now()
-	if r.Read.Epoch != readEpoch {
-		r.Read.Epoch, r.Read.Since = readEpoch, now
+	t.totals.ReadKeys += r.Read.rekeyed(readEpoch)
+	t.totals.WriteKeys += r.Write.rekeyed(writeEpoch)
+}
+
+func (k *Key) rekeyed(epoch uint32) uint64 {
+	n := epoch - k.Epoch
+	if n > 0 {
+		k.Epoch, k.Since = epoch, time.Now()
 	}
-	if r.Write.Epoch != writeEpoch {
-		r.Write.Epoch, r.Write.Since = writeEpoch, now
-	}
+	return uint64(n)
+}
+
+// Unfollowed counts a connection that ended because nobody could follow a KeyUpdate.
+func (t *Table) Unfollowed() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.totals.Unfollowed++
 }
 
 // drop destroys what is kept. The caller holds mu.
