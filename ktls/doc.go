@@ -28,6 +28,9 @@
 // it, if its socket comes with a way to. Without either, a KeyUpdate of the peer ends the
 // connection with [ErrKeyUpdate], before a byte behind it is read.
 //
+// [Rules] and [CheckStates] are for package userspace, which does in the process what the
+// kernel cannot do.
+//
 // What this package does not do: it does not shake hands (handshaker does), and it
 // keeps no key after Install returned, and no secret but in a [Custody] or an [Attendant] that was asked
 // for. It cannot prevent others who hold the descriptor from asking the kernel for the

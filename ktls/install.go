@@ -102,17 +102,19 @@ func (in *installation) run() error {
 	return nil
 }
 
-// checkStates refuses what cannot be installed.
-func (in *installation) checkStates() error {
-	if err := checkPair(in.read, in.write); err != nil {
+func (in *installation) checkStates() error { return checkMaterial(in.read, in.write) }
+
+// checkMaterial refuses two states that are not the keys of one connection.
+func checkMaterial(r, w *blob.State) error {
+	if err := checkPair(r, w); err != nil {
 		return err
 	}
-	for _, s := range []*blob.State{in.read, in.write} {
+	for _, s := range []*blob.State{r, w} {
 		if s.Kind() == blob.KindReference {
 			return fmt.Errorf("%w (the %v key, in %s)", ErrHeld, s.Direction, s.Held.Device)
 		}
 	}
-	if in.read.Key.Equal(in.write.Key) {
+	if r.Key.Equal(w.Key) {
 		return fmt.Errorf("%w: one key for both directions", blob.ErrState)
 	}
 	return nil
