@@ -33,6 +33,8 @@ var mayImport = map[string][]string{
 	"bpf":           {},
 	"bpf/adversary": {},
 	"ktls/ktlstest": {"blob", "ktls"},
+	// It stands in for ktls.Conn, so it has its errors, and its rules for a peer's messages.
+	"ktls/userspace": {"blob", "ktls"},
 	"cmd/offloadd": {"blob", "blob/handoff", "handshaker", "ktls", "bpf", "cmd/offloadd/internal/custody",
 		"cmd/offloadd/internal/ledger", "cmd/offloadd/internal/signer", "cmd/offloadd/internal/token"},
 	"cmd/offloadd/internal/custody":         {},
@@ -47,7 +49,7 @@ var mayImport = map[string][]string{
 // keyPath are the packages that secrets go through, and foreign all that these may
 // import beside the standard library.
 var (
-	keyPath = []string{"blob", "blob/handoff", "handshaker", "ktls", "bpf", "cmd/offloadd/internal/ledger"}
+	keyPath = []string{"blob", "blob/handoff", "handshaker", "ktls", "ktls/userspace", "bpf", "cmd/offloadd/internal/ledger"}
 	foreign = []string{"golang.org/x/crypto/", "golang.org/x/sys/", "github.com/vishvananda/netlink", "github.com/cilium/ebpf"}
 )
 
