@@ -22,7 +22,7 @@ const (
 // net.TCPConn. If the peer does not make room for it until the write deadline, or for 5
 // seconds without one, Close gives up with ErrUndelivered. A peer that closed first and
 // had acknowledged all data is no error. A blocked Read or Write
-// returns net.ErrClosed.
+// returns net.ErrClosed. CLOSE.md has a table of all ends.
 func (c *Conn) Close() error {
 	deadline, ok := c.beginClose()
 	if !ok {
@@ -37,9 +37,13 @@ func (c *Conn) Close() error {
 	c.out.Unlock()
 
 	c.in.Lock()
-	if !errors.Is(c.in.err, ErrMoved) { // what has arrived since is the new owner's
+	if end := c.in.err; !errors.Is(end, ErrMoved) { // what has arrived since is the new owner's
 		c.drain()
 		c.custody.Destroy()
+		if c.in.err = end; end == nil {
+			// Data was dropped, so an end that came behind it is none of the stream.
+			c.in.err = c.opError("read", net.ErrClosed)
+		}
 	}
 	c.in.Unlock()
 	if err := c.inner.Close(); flushed == nil {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"testing"
 	"time"
@@ -188,6 +189,25 @@ func TestUnreadRecordsDoNotResetTheConnection(t *testing.T) {
 	}
 	if got := slowly(t, server); len(got) != len(sent) {
 		t.Errorf("%d of %d bytes arrived", len(got), len(sent))
+	}
+}
+
+// TestReadAfterCloseIsNoEndOfTheStream: Close drops what was unread, close_notify with it.
+// Who still reads must not take that for all of the stream.
+func TestReadAfterCloseIsNoEndOfTheStream(t *testing.T) {
+	client, server := newConns(t, suite13)
+	mustWrite(t, server, "what nobody reads")
+	if err := server.Close(); err != nil {
+		t.Fatal(err)
+	}
+	waitState(t, client.NetConn().(*net.TCPConn), tcpCloseWait)
+	if err := client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if n, err := client.Read(make([]byte, 100)); n != 0 || !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%d bytes, %v", n, err)
+		}
 	}
 }
 
