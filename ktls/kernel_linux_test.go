@@ -53,17 +53,26 @@ func setKernelKey(t testing.TB, c syscall.Conn, option int, info []byte) (err er
 	return err
 }
 
-// sendRecord sends a record of any type through the kernel, waiting for room.
-func sendRecord(t testing.TB, c *net.TCPConn, contentType byte, content []byte) {
-	t.Helper()
+// typeMessage is the control message that gives a record its type.
+func typeMessage(contentType byte) ([]byte, error) {
 	h := unix.Cmsghdr{Level: unix.SOL_TLS, Type: 1}
 	h.SetLen(unix.CmsgLen(1))
 	oob, err := binary.Append(nil, binary.NativeEndian, h)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	oob = append(oob, make([]byte, unix.CmsgSpace(1)-len(oob))...)
 	oob[unix.CmsgLen(0)] = contentType
+	return oob, nil
+}
+
+// sendRecord sends a record of any type through the kernel, waiting for room.
+func sendRecord(t testing.TB, c *net.TCPConn, contentType byte, content []byte) {
+	t.Helper()
+	oob, err := typeMessage(contentType)
+	if err != nil {
+		t.Fatal(err)
+	}
 	raw, err := c.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
