@@ -39,10 +39,24 @@ func updateEvery(c *ktls.Conn, size int, pieces int, sum io.Writer) error {
 	return c.CloseWrite()
 }
 
+// volume is how many MiB a transfer has: more, if the environment says so ("make
+// test-volume").
+func volume(t testing.TB, usual int) int {
+	text := os.Getenv("OFFLOADD_TEST_VOLUME")
+	if text == "" {
+		return usual
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // TestKeysChangeUnderLoad: both ends at once, no byte is lost, and none comes twice.
 func TestKeysChangeUnderLoad(t *testing.T) {
 	requireRekey(t)
-	const pieces = 64
+	pieces := volume(t, 64)
 	a, b := newKeepers(t, suite13)
 	var wg sync.WaitGroup
 	for _, d := range [][2]*kept{{a, b}, {b, a}} {
@@ -57,7 +71,7 @@ func TestKeysChangeUnderLoad(t *testing.T) {
 		})
 		wg.Go(func() {
 			defer left.Done()
-			if n, err := io.Copy(got, struct{ io.Reader }{d[1].conn}); n != pieces<<20 || err != nil {
+			if n, err := io.Copy(got, struct{ io.Reader }{d[1].conn}); n != int64(pieces)<<20 || err != nil {
 				t.Errorf("%d bytes, %v", n, err)
 			}
 		})

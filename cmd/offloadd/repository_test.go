@@ -111,14 +111,15 @@ func TestPackagesImportOnlyWhatTheDesignAllows(t *testing.T) {
 }
 
 // TestKeysAreInstalledOnlyOutOfTheLedger: in the daemon, what ktls.Install takes comes
-// from Take of an entry in the same function, and nothing else.
+// from Take of an entry in the same function, and nothing else; and an attendant with
+// custody enters the next keys.
 func TestKeysAreInstalledOnlyOutOfTheLedger(t *testing.T) {
 	root := repositoryRoot(t)
 	files, err := filepath.Glob(filepath.Join(root, "cmd/offloadd/*.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	installs := 0
+	installs, attendants := 0, 0
 	for _, path := range files {
 		if strings.HasSuffix(path, "_test.go") {
 			continue
@@ -139,6 +140,12 @@ func TestKeysAreInstalledOnlyOutOfTheLedger(t *testing.T) {
 						}
 					}
 				case *ast.CallExpr:
+					if calledName(n) == "ktls.NewAttendant" {
+						attendants++
+						if enter, ok := n.Args[3].(*ast.SelectorExpr); !isNil(n.Args[1]) && (!ok || enter.Sel.Name != "EnterNext") {
+							t.Errorf("%s: ktls.NewAttendant gets custody and no ledger", path)
+						}
+					}
 					if !strings.HasPrefix(calledName(n), "ktls.Install") {
 						break
 					}
@@ -153,9 +160,14 @@ func TestKeysAreInstalledOnlyOutOfTheLedger(t *testing.T) {
 			})
 		}
 	}
-	if installs == 0 {
-		t.Error("nobody calls ktls.Install: this test looks in the wrong place")
+	if installs == 0 || attendants == 0 {
+		t.Error("nobody calls ktls.Install, or ktls.NewAttendant: this test looks in the wrong place")
 	}
+}
+
+func isNil(e ast.Expr) bool {
+	name, ok := e.(*ast.Ident)
+	return ok && name.Name == "nil"
 }
 
 // calledName is "x.f" for the call x.f(...), and else empty.
