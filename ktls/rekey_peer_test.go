@@ -122,21 +122,26 @@ func TestKeyUpdatesWithCryptoTLS(t *testing.T) {
 	}
 }
 
-// openssl is a running s_client or s_server.
+// openssl is a running s_client or s_server, or another such program.
 type openssl struct {
 	t     *testing.T
-	stdin io.Writer
+	stdin io.WriteCloser
 	out   io.Reader
 	seen  bytes.Buffer
 }
 
 func startOpenSSL(t *testing.T, args ...string) *openssl {
 	t.Helper()
-	if _, err := exec.LookPath("openssl"); err != nil && !ktlstest.InVM() {
+	return startPeer(t, "openssl", args...)
+}
+
+func startPeer(t *testing.T, program string, args ...string) *openssl {
+	t.Helper()
+	if _, err := exec.LookPath(program); err != nil && !ktlstest.InVM() {
 		t.Skip(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	cmd := exec.CommandContext(ctx, "openssl", args...)
+	cmd := exec.CommandContext(ctx, program, args...)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

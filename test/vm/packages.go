@@ -54,6 +54,7 @@ var guestPackages = []string{
 	"busybox-static",
 	"curl",
 	"dash", // as sh: busybox's shell prefers its own commands to those of other packages
+	"gnutls-bin",
 	"iproute2",
 	"nginx",
 	"openssl",
@@ -69,6 +70,14 @@ var userlandTrimmed = []string{
 	"usr/lib/systemd/",
 	"usr/lib/udev/",
 	"usr/include/",
+	"usr/bin/certtool", // and other programs of gnutls-bin
+	"usr/bin/danetool",
+	"usr/bin/gnutls-cli-debug",
+	"usr/bin/ocsptool",
+	"usr/bin/p11tool",
+	"usr/bin/psktool",
+	"usr/bin/srptool",
+	"usr/bin/tpmtool",
 	"etc/apt/",
 	"etc/systemd/",
 	"etc/init.d/",
