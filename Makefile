@@ -15,7 +15,7 @@ KERNEL ?= 6.12
 FUZZTIME ?= 60000x
 export CGO_ENABLED = 0
 
-.PHONY: help demo test build lint test-host fuzz test-runner test-vm test-no-tls test-volume shell bpf FORCE
+.PHONY: help demo test build lint test-host fuzz test-runner test-vm test-no-tls test-long shell bpf FORCE
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,8 +79,9 @@ test-vm: $(VM) ## All that depends on the kernel, on each; the rest beside OpenS
 	$(VM) test -together 2 -parallel 1 ./bpf/...
 	OFFLOADD_TEST_GUARD=7 $(VM) test -watch -together 2 -parallel 1 -module test/vm/tlsnic -timeout 40m ./ktls/... ./cmd/offloadd ./cmd/offloadd/internal/custody
 
-test-volume: $(VM) ## 1 GiB both ways at once, with a KeyUpdate before each MiB; not part of test
+test-long: $(VM) ## Longer than test has time for: 1 GiB both ways with a KeyUpdate before each MiB; a soak of faults
 	OFFLOADD_TEST_VOLUME=1024 $(VM) test -kernels 7 -watch -timeout 30m -run 'TestKeysChangeUnderLoad' ./ktls
+	OFFLOADD_TEST_SOAK=5m $(VM) test -parallel 1 -timeout 40m -run 'TestASoak' ./cmd/offloadd
 
 shell: build $(VM) ## A shell in the virtual machine; KERNEL=6.1, 6.12 or 7
 	@$(VM) exec -kernel $(KERNEL) -no-dir -file $(BIN)/offloadd:/usr/bin/offloadd -- /bin/sh

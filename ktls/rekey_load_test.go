@@ -40,7 +40,7 @@ func updateEvery(c *ktls.Conn, size int, pieces int, sum io.Writer) error {
 }
 
 // volume is how many MiB a transfer has: more, if the environment says so ("make
-// test-volume").
+// test-long").
 func volume(t testing.TB, usual int) int {
 	text := os.Getenv("OFFLOADD_TEST_VOLUME")
 	if text == "" {

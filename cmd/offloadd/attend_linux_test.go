@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/binary"
@@ -55,22 +56,27 @@ func clientSession(t *testing.T, d *testDaemon) (*net.TCPConn, *ktls.Custody) {
 	}
 	t.Cleanup(func() { conn.Close() })
 	tcp := conn.(*net.TCPConn)
-	config := d.clientConfig()
-	config.MinVersion = tls.VersionTLS13
-	session, err := handshaker.Client(testContext(t), tcp, &handshaker.Config{TLS: config})
-	if err != nil {
-		t.Fatal(err)
-	}
-	cookie, err := ktls.Cookie(tcp)
-	if err != nil {
-		t.Fatal(err)
-	}
-	session.Read.Cookie, session.Write.Cookie = cookie, cookie
-	custody, _, err := ktls.InstallKeeping(tcp, session.Read, session.Write)
+	custody, err := handshakeKeeping(testContext(t), tcp, d.clientConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return tcp, custody
+}
+
+// handshakeKeeping makes tcp a TLS 1.3 client whose keys are in the kernel.
+func handshakeKeeping(ctx context.Context, tcp *net.TCPConn, config *tls.Config) (*ktls.Custody, error) {
+	config.MinVersion = tls.VersionTLS13
+	session, err := handshaker.Client(ctx, tcp, &handshaker.Config{TLS: config})
+	if err != nil {
+		return nil, err
+	}
+	cookie, err := ktls.Cookie(tcp)
+	if err != nil {
+		return nil, err
+	}
+	session.Read.Cookie, session.Write.Cookie = cookie, cookie
+	custody, _, err := ktls.InstallKeeping(tcp, session.Read, session.Write)
+	return custody, err
 }
 
 func requireRekey(t *testing.T) {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -25,7 +26,8 @@ import (
 )
 
 const (
-	// soakTime is how long each of the two daemons is under load.
+	// soakTime is how long each of the two daemons is under load, if the environment does
+	// not say something else ("make test-long").
 	soakTime = 5 * time.Second
 	// soakClients connect again and again, at once.
 	soakClients = 6
@@ -52,6 +54,7 @@ var soakFaults = []soakFault{
 	{"short writes and delays", true, func(s *soak, r *rand.Rand, c *net.TCPConn) error {
 		return s.echo(&hesitant{Conn: c, r: r})
 	}},
+	{"KeyUpdates", true, func(s *soak, r *rand.Rand, c *net.TCPConn) error { return s.echoUpdating(r, c) }},
 	{"a reset in the handshake", false, func(s *soak, r *rand.Rand, c *net.TCPConn) error {
 		c.SetLinger(0)
 		return s.echo(&cut{Conn: c, after: r.IntN(600)})
@@ -126,6 +129,7 @@ type soak struct {
 	d      *testDaemon
 	config *tls.Config
 	seed   uint64
+	time   time.Duration
 	// killed is when a worker was killed last, in nanoseconds.
 	killed                 atomic.Int64
 	dead                   atomic.Bool // so was the daemon
@@ -139,6 +143,31 @@ func (s *soak) echo(c net.Conn) error {
 		return err
 	}
 	return client.CloseWrite()
+}
+
+// echoUpdating is echo with KeyUpdates in between, where the kernel of this client, too,
+// can change keys.
+func (s *soak) echoUpdating(r *rand.Rand, tcp *net.TCPConn) error {
+	custody, err := handshakeKeeping(context.Background(), tcp, s.config.Clone())
+	if err != nil {
+		return err
+	}
+	c, err := ktls.NewConnKeeping(tcp, custody)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for range r.IntN(10) {
+		if ktlstest.CanRekey() {
+			if err := c.UpdateKey(r.IntN(2) == 0); err != nil {
+				return err
+			}
+		}
+		if err := echoOnce(c); err != nil {
+			return err
+		}
+	}
+	return c.CloseWrite()
 }
 
 // run loads the daemon for a time.
@@ -204,11 +233,11 @@ func (s *soak) isWorker(pid int) bool {
 
 // killDaemon kills the daemon in the middle of all that.
 func (s *soak) killDaemon() {
-	time.AfterFunc(soakTime/8, func() {
+	time.AfterFunc(s.time/8, func() {
 		s.dead.Store(true)
 		s.d.cmd.Process.Kill()
 	})
-	s.run(time.Now().Add(soakTime / 4))
+	s.run(time.Now().Add(s.time / 4))
 	<-s.d.exited
 }
 
@@ -234,6 +263,18 @@ func (s *soak) footprint(t *testing.T, metrics string) footprint {
 	return f
 }
 
+func soakDuration(t *testing.T) time.Duration {
+	text := os.Getenv("OFFLOADD_TEST_SOAK")
+	if text == "" {
+		return soakTime
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
 // TestASoakOfFaultsLeavesNothingBehind: clients that delay, reset and leave, workers and a
 // daemon that are killed; in the end nothing is held that was not held before.
 func TestASoakOfFaultsLeavesNothingBehind(t *testing.T) {
@@ -256,10 +297,10 @@ func TestASoakOfFaultsLeavesNothingBehind(t *testing.T) {
 			config := d.clientConfig()
 			config.ClientSessionCache = tls.NewLRUClientSessionCache(soakClients)
 			config.CurvePreferences = []tls.CurveID{tls.X25519} // others are slow to emulate
-			s := &soak{d: d, config: config, seed: seed + i}
-			s.run(time.Now().Add(soakTime / 4)) // what grows once, grows now
+			s := &soak{d: d, config: config, seed: seed + i, time: soakDuration(t)}
+			s.run(time.Now().Add(s.time / 4)) // what grows once, grows now
 			before := s.footprint(t, metrics)
-			s.run(time.Now().Add(soakTime))
+			s.run(time.Now().Add(s.time))
 			after := s.footprint(t, metrics)
 			t.Logf("%d connections, %d of them whole, %d excused; before %+v, after %+v",
 				s.tried.Load(), s.worked.Load(), s.excused.Load(), before, after)
