@@ -37,7 +37,7 @@ const (
 	soakAftermath = time.Second
 	// soakMemory bounds in KiB what a daemon may grow by: garbage that waits to be
 	// collected, and no more.
-	soakMemory = 32 << 10
+	soakMemory = 8 << 10
 )
 
 // soakFault is what a client of the soak does to its connection.

@@ -44,6 +44,8 @@ type workerProcess struct {
 	started time.Time
 	most    int           // connections in a life
 	grace   time.Duration // for draining
+	// lifetime ends with the worker, or else keeps all this until then.
+	lifetime *time.Timer
 	// retired is closed when the worker takes no more connections, dead when the
 	// process is gone and all its connections have their reply.
 	retired, dead chan struct{}
@@ -119,11 +121,11 @@ func startWorkerProcess(p *pool) (*workerProcess, error) {
 		return nil, fmt.Errorf("worker %d did not get ready: %w (%v; its own message is above)", cmd.Process.Pid, err, status)
 	}
 	w.log.Info("worker ready", "worker_uid", p.uid, "sealer", w.opener.ID().String())
+	w.lifetime = time.AfterFunc(time.Duration(p.config.WorkerLifetime), w.retire)
 	go w.read()
 	if grant != nil {
 		go w.watch(grant)
 	}
-	time.AfterFunc(time.Duration(p.config.WorkerLifetime), w.retire)
 	return w, nil
 }
 
@@ -290,6 +292,7 @@ func (w *workerProcess) read() {
 	for err == nil {
 		err = w.receive()
 	}
+	w.lifetime.Stop()
 	w.channel.Close()
 	status := endOf(w.cmd, err)
 	w.opener.Destroy()
