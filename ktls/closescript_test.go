@@ -145,7 +145,10 @@ func (s *closeScript) prepare() (err error) {
 			return err
 		}
 		s.unread = unreadSize - unreadTaken
-		return s.ours.take(unreadTaken)
+		if err := s.ours.take(unreadTaken); err != nil {
+			return err
+		}
+		s.accepted, err = s.ours.fill()
 	case dataQueued:
 		s.accepted, err = s.ours.fill()
 	case blockedWriter:

@@ -24,6 +24,7 @@ const (
 	whyFIN     = "A FIN can come from anybody on the path; crypto/tls takes it for the end if it comes between two records"
 	whyReset   = "Read and Write have told; that of a net.TCPConn does not repeat it either"
 	whyTaken   = whyReset + ". A socket tells a reset once, to whoever asks first, and then only of an end"
+	whyUnread  = "A close with data unread is a reset, and takes with it what is on its way; a Conn drops the data before"
 	whyBlocked = "crypto/tls closes the socket under a Write that waits"
 	whyFull    = "The kernel also holds records that TCP has no room for, so our queue is fuller: close_notify does not fit"
 )
@@ -51,7 +52,7 @@ var connTable = []connRow{
 	{peerResets, deadPeer, outcome{"reset", "reset", "ok", "gone"}, &outcome{"reset", "reset", "reset", "gone"}, whyReset},
 	{peerResets, deadPeerFull, outcome{"reset", "reset", "ok", "gone"}, &outcome{"reset", "reset", "reset", "gone"}, whyReset},
 	{weClose, idle, outcome{"closed", "closed", "ok", "all, close_notify"}, nil, ""},
-	{weClose, dataUnread, outcome{"closed", "closed", "ok", "all, close_notify"}, nil, ""},
+	{weClose, dataUnread, outcome{"closed", "closed", "ok", "all, close_notify"}, &outcome{"closed", "closed", "ok", "a part, a reset or all, a reset or all, close_notify"}, whyUnread},
 	{weClose, dataQueued, outcome{"closed", "closed", "ok", "all, close_notify"}, nil, ""},
 	{weClose, blockedWriter, outcome{"closed", "closed", "ok", "all, close_notify"}, &outcome{"closed", "closed", "ok", "all, a FIN alone"}, whyBlocked},
 	{weClose, slowPeer, outcome{"closed", "ok", "ok", "all, close_notify"}, nil, ""},
@@ -89,21 +90,21 @@ var plainTable = []plainRow{
 	{peerResets, deadPeer, outcome{"reset", "ok, and is lost", "ok", "gone"}},
 	{peerResets, deadPeerFull, outcome{"reset", "ok, and is lost", "ok", "gone"}},
 	{weClose, idle, outcome{"-", "-", "ok", "all, a FIN alone"}},
-	{weClose, dataUnread, outcome{"-", "-", "ok", "all, a reset"}},
+	{weClose, dataUnread, outcome{"-", "-", "ok", "a part, a reset or all, a reset"}},
 	{weClose, dataQueued, outcome{"-", "-", "ok", "all, a FIN alone or a part, a FIN alone"}},
 	{weClose, blockedWriter, outcome{"-", "ok", "ok", "all, a FIN alone"}},
 	{weClose, slowPeer, outcome{"-", "ok", "ok", "all, a FIN alone"}},
 	{weClose, deadPeer, outcome{"-", "-", "ok", "nothing, no end"}},
 	{weClose, deadPeerFull, outcome{"-", "-", "ok", "nothing, no end"}},
 	{weCloseWrite, idle, outcome{"EIO", "ok, and is lost", "ok, ok", "all, a FIN alone"}},
-	{weCloseWrite, dataUnread, outcome{"EIO", "ok, and is lost", "ok, ok", "all, a FIN alone"}},
+	{weCloseWrite, dataUnread, outcome{"EIO", "ok, and is lost or reset", "ok, ok", "all, a FIN alone or a part, a FIN alone"}},
 	{weCloseWrite, dataQueued, outcome{"EIO", "ok, and is lost or reset", "ok, ok", "all, a FIN alone or a part, a FIN alone"}},
 	{weCloseWrite, blockedWriter, outcome{"EIO", "reset or ok, and is lost", "ok, ok", "all, a FIN alone or a part, a FIN alone"}},
 	{weCloseWrite, slowPeer, outcome{"EIO", "reset or ok, and is lost", "ok, ok", "all, a FIN alone or a part, a FIN alone"}},
 	{weCloseWrite, deadPeer, outcome{"waits", "ok, and is lost", "ok, ok", "nothing, no end"}},
 	{weCloseWrite, deadPeerFull, outcome{"waits or reset", "reset or ok, and is lost", "ok, ok", "nothing, no end"}},
 	{goodbyeClose, idle, outcome{"-", "-", "ok", "all, close_notify"}},
-	{goodbyeClose, dataUnread, outcome{"-", "-", "ok", "all, close_notify"}},
+	{goodbyeClose, dataUnread, outcome{"-", "-", "ok", "a part, a reset or all, a reset or all, close_notify"}},
 	{goodbyeClose, dataQueued, outcome{"-", "-", "ok", "all, close_notify"}},
 	{goodbyeClose, blockedWriter, outcome{"-", "ok", "ok", "all, close_notify"}},
 	{goodbyeClose, slowPeer, outcome{"-", "ok", "ok", "all, close_notify"}},

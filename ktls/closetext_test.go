@@ -7,8 +7,8 @@ const closeIntroduction = `# How a connection ends
 This page is written by a test, which plays every row on each kernel with a peer in user space (crypto/tls):
 ` + "`TestEveryEndOfAConnectionIsAsTheTableSays`" + `.
 
-- *Idle*: nothing is under way. *Data unread*: the peer has sent two records, and half of one was read. *Data queued*: we
-  wrote until no more was taken without waiting, and the peer reads only afterwards. *Blocked writer*: a Write waits for
+- *Idle*: nothing is under way. *Data queued*: we wrote until no more was taken without waiting, and the peer reads only
+  afterwards. *Data unread*: the same, and the peer has sent two records, of which a part of one was read. *Blocked writer*: a Write waits for
   the peer to read. *Slow peer*: the peer reads a little now and then, in the middle of a large Write. *Dead peer*: it
   receives nothing any more, as if its cable were cut.
 - *Write* is the Write that was under way, else one of a byte afterwards. *Waits*: nothing happened until a deadline.
@@ -27,7 +27,7 @@ accepted (ErrUndelivered), if it could not; what TCP had taken is lost silently,
 const plainIntroduction = `
 ## A program that knows nothing of TLS
 
-It reads, writes, shuts down and closes a blocking socket by plain system calls; *data queued* alone was written without
+It reads, writes, shuts down and closes a blocking socket by plain system calls; what is *queued* was written without
 waiting, as with an event loop.
 
 - A record that is no data is EIO, again and again: it asks the daemon what it is. A FIN alone is 0.
@@ -38,6 +38,7 @@ waiting, as with an event loop.
   loses nothing. With a dead peer it waits for ever without SO_SNDTIMEO.
 - **A write after an end says ok, and is lost**: behind a shutdown of our own, and behind a reset that has been told once.
   No write is evidence that the peer is there; the first error is final.
-- A close with data unread is a reset, as on every TCP connection.
+- **A close with data unread is a reset**, as on every TCP connection, and takes what is on its way with it. Shut down
+  for writing, and read to the end before.
 
 `
