@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -367,6 +368,9 @@ func (s *closeScript) weCloseWrite() (o outcome, err error) {
 		o.write = what
 	}
 	o.peer = s.collected()
+	if o.write == "ok" && !strings.HasPrefix(o.peer, "all") {
+		o.write += lost
+	}
 	more := 0
 	if !s.state.dead() {
 		_, err := io.WriteString(s.peer, reply)

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/chacha20poly1305"
+
 	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/ktls"
 	"github.com/offloadd/offloadd/ktls/ktlstest"
@@ -174,32 +176,43 @@ func selftestShutdown(e *ends) {
 	}
 }
 
-// sealed is a record of AES-GCM as a peer in user space makes it (RFC 8446, Section 5.2;
-// RFC 5288, Section 3). Unlike the kernel it makes empty ones too.
-func sealed(s *blob.State, seq uint64, kind byte, content []byte) ([]byte, error) {
+// aeadOf is what a state protects records with, in user space.
+func aeadOf(s *blob.State) (cipher.AEAD, error) {
+	if s.Suite.AEAD() == blob.ChaCha20Poly1305 {
+		return chacha20poly1305.New(s.Key.Bytes())
+	}
 	block, err := aes.NewCipher(s.Key.Bytes())
 	if err != nil {
 		return nil, err
 	}
-	gcm, err := cipher.NewGCM(block)
+	return cipher.NewGCM(block)
+}
+
+// sealed is a record as a peer in user space makes it (RFC 8446, Section 5.2; RFC 5288,
+// Section 3; RFC 7905, Section 2). Unlike the kernel it makes empty ones too.
+func sealed(s *blob.State, seq uint64, kind byte, content []byte) ([]byte, error) {
+	aead, err := aeadOf(s)
 	if err != nil {
 		return nil, err
 	}
 	number := binary.BigEndian.AppendUint64(nil, seq)
+	nonce, explicit := bytes.Clone(s.IV.Bytes()), []byte(nil)
+	if s.Version == blob.TLS12 && s.Suite.AEAD() != blob.ChaCha20Poly1305 {
+		nonce, explicit = append(nonce[:4], number...), number
+	} else {
+		for i, b := range number {
+			nonce[4+i] ^= b
+		}
+	}
 	if s.Version == blob.TLS12 {
 		header := []byte{kind, 3, 3}
 		aad := binary.BigEndian.AppendUint16(append(bytes.Clone(number), header...), uint16(len(content)))
-		nonce := append(bytes.Clone(s.IV.Bytes()[:4]), number...)
-		record := binary.BigEndian.AppendUint16(header, uint16(8+len(content)+gcm.Overhead()))
-		return gcm.Seal(append(record, number...), nonce, content, aad), nil
-	}
-	nonce := bytes.Clone(s.IV.Bytes())
-	for i, b := range number {
-		nonce[4+i] ^= b
+		record := binary.BigEndian.AppendUint16(header, uint16(len(explicit)+len(content)+aead.Overhead()))
+		return aead.Seal(append(record, explicit...), nonce, content, aad), nil
 	}
 	inner := append(bytes.Clone(content), kind)
-	header := binary.BigEndian.AppendUint16([]byte{23, 3, 3}, uint16(len(inner)+gcm.Overhead()))
-	return gcm.Seal(header, nonce, inner, bytes.Clone(header)), nil
+	header := binary.BigEndian.AppendUint16([]byte{23, 3, 3}, uint16(len(inner)+aead.Overhead()))
+	return aead.Seal(header, nonce, inner, bytes.Clone(header)), nil
 }
 
 // sealedPiece is a record, and what it brings Read: its content, or the end.

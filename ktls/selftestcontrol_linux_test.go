@@ -183,48 +183,33 @@ func selftestV6(t *testing.T, suite blob.CipherSuite) {
 // optMaxPayload is TLS_TX_MAX_PAYLOAD_LEN.
 const optMaxPayload = 5
 
-// relay has a sender whose records a test carries on to the receiver by itself.
+// relay has a receiver in the kernel, and makes the records that it gets.
 type relay struct {
-	t    *testing.T
-	from net.Conn // writes records to tap
-	fd   *net.TCPConn
-	tap  *net.TCPConn
-	raw  *net.TCPConn // what is written here arrives at to
-	to   *net.TCPConn
+	t     *testing.T
+	state *blob.State  // to write with
+	seq   uint64       // of the next record
+	raw   *net.TCPConn // what is written here arrives at to
+	to    *net.TCPConn
 }
 
 func newRelay(t *testing.T, suite blob.CipherSuite) *relay {
 	t.Helper()
-	first, second := ktlstest.NewPair(t), ktlstest.NewPair(t)
-	client, server := ktlstest.NewStates(t, suite, first)
-	if _, err := ktls.Install(first.Client, client.Read, client.Write); err != nil {
+	p := ktlstest.NewPair(t)
+	client, server := ktlstest.NewStates(t, suite, p)
+	if _, err := ktls.Install(p.Server, server.Read, server.Write); err != nil {
 		t.Fatal(err)
 	}
-	ktlstest.Bind(t, second.Server, server)
-	if _, err := ktls.Install(second.Server, server.Read, server.Write); err != nil {
-		t.Fatal(err)
-	}
-	return &relay{t, newConn(t, first.Client), first.Client, first.Server, second.Client, second.Server}
+	return &relay{t: t, state: client.Write, raw: p.Client, to: p.Server}
 }
 
-// record sends a record and takes it off the wire.
+// record makes the next record.
 func (r *relay) record(kind byte, content []byte) []byte {
 	r.t.Helper()
-	sendRecord(r.t, r.fd, kind, content)
-	return r.next()
-}
-
-// next takes a record off the wire.
-func (r *relay) next() []byte {
-	r.t.Helper()
-	header := make([]byte, 5)
-	if _, err := io.ReadFull(r.tap, header); err != nil {
+	record, err := sealed(r.state, r.seq, kind, content)
+	if err != nil {
 		r.t.Fatal(err)
 	}
-	record := append(header, make([]byte, binary.BigEndian.Uint16(header[3:]))...)
-	if _, err := io.ReadFull(r.tap, record[5:]); err != nil {
-		r.t.Fatal(err)
-	}
+	r.seq++
 	return record
 }
 
@@ -240,26 +225,34 @@ func maxPayload(fd int, limit uint16) error {
 	return unix.SetsockoptString(fd, unix.SOL_TLS, optMaxPayload, string(binary.NativeEndian.AppendUint16(nil, limit)))
 }
 
-func selftestTxMaxPayloadLen(r *relay) {
+func selftestTxMaxPayloadLen(t *testing.T, suite blob.CipherSuite) {
+	p := ktlstest.NewPair(t)
+	client, _ := ktlstest.NewStates(t, suite, p)
+	if _, err := ktls.Install(p.Client, client.Read, client.Write); err != nil {
+		t.Fatal(err)
+	}
 	var err error
-	withFD(r.t, r.fd, func(fd int) { err = maxPayload(fd, 128) })
+	withFD(t, p.Client, func(fd int) { err = maxPayload(fd, 128) })
 	if err == unix.ENOPROTOOPT && series() != "7" {
 		return
 	} else if err != nil {
-		r.t.Fatal(err)
+		t.Fatal(err)
 	}
-	want := randomBytes(1024)
-	if _, err := r.from.Write(want); err != nil {
-		r.t.Fatal(err)
-	}
-	for range len(want) / 128 {
-		record := r.next()
-		if len(record) > 5+128+24 { // the most that a record adds
-			r.t.Errorf("a record of %d bytes", len(record))
+	const size, most = 1024, 128 + 24 // and what a record adds
+	mustWrite(t, newConn(t, p.Client), string(randomBytes(size)))
+	for range size / 128 {
+		header := make([]byte, 5)
+		if _, err := io.ReadFull(p.Server, header); err != nil {
+			t.Fatal(err)
 		}
-		r.pass(record)
+		n := binary.BigEndian.Uint16(header[3:])
+		if n <= 128 || n > most {
+			t.Errorf("a record of %d bytes", n)
+		}
+		if _, err := io.CopyN(io.Discard, p.Server, int64(n)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	mustRead(r.t, newConn(r.t, r.to), string(want))
 }
 
 func selftestTxMaxPayloadLenOpenRec(w *wire) {
