@@ -128,19 +128,6 @@ func selftestRecseqWrap(w *wire) {
 	w.fails(err, unix.EBADMSG)
 }
 
-// selftestBaseBase: without keys the ULP changes nothing.
-func selftestBaseBase(w *wire) {
-	p := ktlstest.NewPair(w.t)
-	if err := errors.Join(ktls.Attach(p.Client), ktls.Attach(p.Server)); err != nil {
-		w.t.Fatal(err)
-	}
-	client, _ := ktlstest.NewStates(w.t, w.suite, p)
-	if err := setKernelKey(w.t, p.Server, optRX, ktlstest.CryptoInfo(client.Write)); err != nil {
-		w.t.Fatal(err)
-	}
-	exchange(w.t, p.Server, p.Client) // the direction without a key
-}
-
 func selftestNonEstablished(w *wire) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
