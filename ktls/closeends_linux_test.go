@@ -108,7 +108,7 @@ func newConnEnd(tcp *net.TCPConn, config *tls.Config) (ourEnd, error) {
 
 // installHandshake shakes hands as a server and installs the keys.
 func installHandshake(tcp *net.TCPConn, config *tls.Config) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	session, err := handshaker.Server(ctx, tcp, &handshaker.Config{TLS: config})
 	if err != nil {
@@ -147,7 +147,11 @@ func (e *goEnd) closeWrite() error {
 	if e.hurried { // or it would wait for a dead peer for ever
 		e.SetWriteDeadline(time.Now().Add(time.Second))
 	}
-	return e.CloseWrite()
+	err := e.CloseWrite()
+	if err == nil {
+		e.SetWriteDeadline(time.Time{})
+	}
+	return err
 }
 
 func (e *goEnd) close() error { return e.Close() }
@@ -285,7 +289,8 @@ func (e *plainEnd) sayGoodbye() error {
 	if !e.goodbye {
 		return nil
 	}
-	if e.hurried { // or a dead peer would hold it for ever
+	e.goodbye = false // once
+	if e.hurried {    // or a dead peer would hold it for ever
 		if err := unix.SetsockoptTimeval(e.fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 1}); err != nil {
 			return err
 		}

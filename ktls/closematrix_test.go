@@ -20,7 +20,7 @@ import (
 var updateCloseTable = flag.Bool("update-close-table", false, "write CLOSE.md from the table of the test")
 
 // closeParallel is how many cells are played at once: most of the time each waits.
-const closeParallel = 48
+const closeParallel = 24
 
 // closeCell is a cell to be played.
 type closeCell struct {

@@ -154,7 +154,11 @@ func (s *closeScript) prepare() (err error) {
 		s.accepted, err = s.ours.fill()
 	case blockedWriter:
 		s.write(blockedSize)
-		time.Sleep(quietTime)
+		for until := time.Now().Add(closePatience); s.ours.room(quietTime / 8); {
+			if time.Now().After(until) {
+				return errors.New("the writer is not blocked")
+			}
+		}
 	case slowPeer:
 		s.collect()
 		s.write(slowSize)
@@ -274,7 +278,7 @@ func (s *closeScript) collected() string {
 func (s *closeScript) readAll(more int) string {
 	n, what := s.ours.read()
 	if n != s.unread+more {
-		return fmt.Sprintf("%d bytes of %d, %s", n, s.unread+more, what)
+		return what + ", and data is missing"
 	}
 	return what
 }

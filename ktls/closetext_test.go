@@ -37,7 +37,7 @@ waiting, as with an event loop.
   missing at the peer. The kernel sends all that is queued before a *blocking* sendmsg of close_notify returns, so that
   loses nothing. With a dead peer it waits for ever without SO_SNDTIMEO.
 - **A write after an end says ok, and is lost**: behind a shutdown of our own, and behind a reset that has been told once.
-  No write is evidence that the peer is there; the first error is final.
+  No write is evidence that the peer is there; the first error is final. Only one call is told it, be it a read or a write.
 - **A close with data unread is a reset**, as on every TCP connection, and takes what is on its way with it. Shut down
   for writing, and read to the end before.
 

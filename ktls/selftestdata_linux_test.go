@@ -381,6 +381,14 @@ func selftestShutdownUnsent(w *wire) {
 func selftestShutdownReuse(w *wire) {
 	w.works(unix.Shutdown(w.tx, unix.SHUT_RDWR))
 	w.works(unix.Shutdown(w.rx, unix.SHUT_RDWR))
+	for range 400 { // until both FINs are acknowledged
+		info, err := unix.GetsockoptTCPInfo(w.tx, unix.SOL_TCP, unix.TCP_INFO)
+		w.works(err)
+		if info.State == tcpClose {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 	anywhere := &unix.SockaddrInet4{}
 	w.works(unix.Bind(w.tx, anywhere))
 	w.fails(unix.Listen(w.tx, 10), unix.EINVAL)
