@@ -36,6 +36,7 @@ type execOptions struct {
 	ignoreKernel []string
 	verbose      bool
 	watch        bool
+	languages    bool
 }
 
 // native as the name of a kernel means the one that runs here.
@@ -65,7 +66,6 @@ the directory in which the modules lie.`,
 	flags.SetInterspersed(false)
 	options.addMachineFlags(command)
 	flags.StringVar(&options.kernel, "kernel", defaultKernel, "series (6.1, 6.12, 7), version or release; or native: no virtual machine")
-	flags.StringArrayVar(&options.files, "file", nil, "copy `HOSTPATH[:GUESTPATH]` into the guest (repeatable)")
 	flags.StringArrayVar(&options.gets, "get", nil, "copy `GUESTPATH:HOSTPATH` from the guest after the command (repeatable)")
 	flags.BoolVar(&options.stdin, "stdin", false, "pass on standard input (a terminal always is)")
 	flags.BoolVar(&options.noDir, "no-dir", false, "do not copy the working directory")
@@ -78,6 +78,7 @@ func (o *execOptions) addMachineFlags(command *cobra.Command) {
 	flags.BoolVar(&o.withoutTLS, "without-tls", false, "leave the TLS module out of the guest")
 	flags.StringArrayVar(&o.testModules, "module", nil,
 		"build the kernel module in `DIRECTORY` and put it into the guest, not loaded (repeatable)")
+	flags.StringArrayVar(&o.files, "file", nil, "copy `HOSTPATH[:GUESTPATH]` into the guest (repeatable)")
 	flags.StringVar(&o.append, "append", "", "more kernel `PARAMETERS`")
 	flags.IntVar(&o.memory, "memory", 2048, "memory in `MiB`")
 	flags.IntVar(&o.cpus, "cpus", 2, "number of CPUs")
@@ -89,6 +90,7 @@ func (o *execOptions) addMachineFlags(command *cobra.Command) {
 	flags.StringVar(&o.accel, "accel", "auto", "QEMU's accelerator; auto is kvm if it boots a kernel, else tcg")
 	flags.StringArrayVar(&o.qemuArgs, "qemu-arg", nil, "one more `ARGUMENT` for QEMU (repeatable)")
 	flags.StringArrayVar(&o.ignoreKernel, "ignore-kernel", nil, "do not fail for kernel messages that match `REGEXP` (repeatable)")
+	flags.BoolVar(&o.languages, "languages", false, "attach a disk with compilers and interpreters, in /usr: gcc, python3, node, java")
 	flags.BoolVar(&o.watch, "watch", false, "watch what kernel TLS does with its keys, and fail for a broken rule: see package watch")
 	flags.BoolVar(&o.verbose, "verbose", false, "tell the kernel and the time it took to boot, on stderr")
 }
@@ -117,6 +119,13 @@ func (o *execOptions) run(ctx context.Context, timeoutSet bool, args []string) e
 		return err
 	}
 	m.addModules(built)
+	if o.languages {
+		disk, err := fetcher.languages(ctx)
+		if err != nil {
+			return err
+		}
+		m.addLanguages(disk)
+	}
 	if m.hw.accel == "auto" {
 		if m.hw.accel, err = fetcher.accelerator(ctx, images); err != nil {
 			return err

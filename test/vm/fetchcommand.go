@@ -14,6 +14,7 @@ import (
 
 func fetchCommand() *cobra.Command {
 	var kernels []string
+	var languages bool
 	command := &cobra.Command{
 		Use:     "fetch",
 		Short:   "Download and build everything needed, and ask the mirror for newer kernels",
@@ -24,9 +25,14 @@ func fetchCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return fetcher.fetchAll(command.Context(), kernels)
+			if err := fetcher.fetchAll(command.Context(), kernels); err != nil || !languages {
+				return err
+			}
+			_, err = fetcher.languages(command.Context())
+			return err
 		},
 	}
+	command.Flags().BoolVar(&languages, "languages", false, "the disk of --languages, too")
 	command.Flags().StringSliceVar(&kernels, "kernels", kernelSeries, "`SERIES` to fetch, separated by commas")
 	return command
 }

@@ -44,6 +44,11 @@ func runGuest() error {
 	if err := configureGuest(); err != nil {
 		return err
 	}
+	if spec.Languages {
+		if err := mountLanguages(); err != nil {
+			return err
+		}
+	}
 	port, err := openPort()
 	if err != nil {
 		return err

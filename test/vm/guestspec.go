@@ -12,6 +12,8 @@ type guestSpec struct {
 	Terminal *windowMessage // give the command a terminal of this size
 	Get      []string       // paths to send back after the command
 	Watch    bool           // watch what the command does with kernel TLS
+	// Languages: a disk with compilers and interpreters is attached.
+	Languages bool
 }
 
 const (

@@ -62,6 +62,18 @@ var guestPackages = []string{
 	"swtpm",
 }
 
+// languagePackages are on the disk of --languages, with all their dependencies; squashfs-tools makes it.
+var languagePackages = []string{"coreutils", "gcc", "libc6-dev", "nodejs", "openjdk-21-jdk-headless", "python3",
+	"squashfs-tools"}
+
+// languagesTrimmed are the paths that no test needs.
+var languagesTrimmed = []string{
+	"usr/lib/jvm/java-21-openjdk-amd64/jmods",
+	"usr/lib/jvm/java-21-openjdk-amd64/man",
+	"usr/share/perl",
+	"usr/share/perl5",
+}
+
 // userlandTrimmed are the path prefixes of the packages that no test needs.
 var userlandTrimmed = []string{
 	"usr/share/",
@@ -139,6 +151,7 @@ var loadableModules = []module{
 	{name: "virtio_blk"},
 	{name: "virtio_net"},
 	{name: "overlay"},
+	{name: "squashfs"},
 }
 
 // tlsModule is the one that --without-tls leaves out.

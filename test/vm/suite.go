@@ -71,6 +71,13 @@ func (t *testRun) run(ctx context.Context, args []string) error {
 		}
 		t.machine.testModules[i] = absolute
 	}
+	for i, value := range t.machine.files {
+		pair, err := parsePut(value)
+		if err != nil {
+			return err
+		}
+		t.machine.files[i] = pair.host + ":" + pair.guest
+	}
 	report := &report{}
 	all, err := t.runKernels(ctx, args)
 	if err != nil {
@@ -157,6 +164,11 @@ func (t *testRun) prepare(ctx context.Context, word string) (*kernel, error) {
 	if _, err := fetcher.modules(ctx, booted.kernel, t.machine.testModules); err != nil {
 		return nil, err
 	}
+	if t.machine.languages {
+		if _, err := fetcher.languages(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return booted.kernel, nil
 }
 
@@ -201,6 +213,9 @@ func (t *testRun) execPrefix(self, word string) string {
 	if o.withoutTLS {
 		words = append(words, "--without-tls")
 	}
+	if o.languages {
+		words = append(words, "--languages")
+	}
 	if o.watch {
 		words = append(words, "--watch")
 	}
@@ -208,7 +223,7 @@ func (t *testRun) execPrefix(self, word string) string {
 		words = append(words, "--append", o.append)
 	}
 	for flag, values := range map[string][]string{"--env": o.env, "--qemu-arg": o.qemuArgs, "--ignore-kernel": o.ignoreKernel,
-		"--module": o.testModules} {
+		"--module": o.testModules, "--file": o.files} {
 		for _, value := range values {
 			words = append(words, flag, value)
 		}

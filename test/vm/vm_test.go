@@ -131,6 +131,26 @@ func TestVMKernels(t *testing.T) {
 	}
 }
 
+// The disk's programs are where they belong, the guest's own come first, and without the disk they are not there.
+func TestVMLanguages(t *testing.T) {
+	for _, series := range kernelSeries {
+		t.Run(series, func(t *testing.T) {
+			script := `set -e; gcc --version | head -n1; python3 -c 'print("python")'; node -p '"node"'; java -version 2>&1 | head -n1
+				readlink -f /usr/bin/cat; readlink -f /languages/usr/bin/cat; test -e /etc/java-21-openjdk/security/java.security`
+			got := vmExec(t, "", "-no-dir", "-languages", "-kernel", series, "sh", "-c", script)
+			got.want(t, 0)
+			for i, want := range []string{"gcc ", "python", "node", "openjdk version \"21", "/usr/bin/busybox", "/languages/usr/bin/cat"} {
+				if lines := strings.Split(got.stdout, "\n"); len(lines) <= i || !strings.HasPrefix(lines[i], want) {
+					t.Errorf("line %d of %q, want %q", i, lines, want)
+				}
+			}
+		})
+	}
+	t.Run("without the disk", func(t *testing.T) {
+		vmExec(t, "", "-no-dir", "sh", "-c", "! command -v gcc && ! test -e /languages").want(t, 0)
+	})
+}
+
 // A machine that never gets to its init, here because its CPUs stand still, is booted again, and in the end given up.
 func TestVMHungBootIsTriedAgain(t *testing.T) {
 	got := vmExec(t, "", "-no-dir", "-boot-timeout", "500ms", "-qemu-arg", "-S", "true")
