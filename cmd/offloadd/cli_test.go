@@ -28,7 +28,7 @@ func TestEveryCommandExplainsItselfWithAnExample(t *testing.T) {
 	if code != exitOK {
 		t.Fatalf("offloadd --help exits with %d", code)
 	}
-	for _, c := range []string{"bpf", "check", "demo", "handshake", "inspect", "revoke", "serve", "sign", "status"} {
+	for _, c := range []string{"bpf", "check", "demo", "handshake", "inetd", "inspect", "revoke", "serve", "sign", "status"} {
 		if !strings.Contains(help, "\n  "+c+" ") {
 			t.Errorf("offloadd --help does not name %s", c)
 		}
@@ -90,6 +90,8 @@ func TestWrongUseIsExplained(t *testing.T) {
 		{"PIN in the configuration", []string{"serve", "-c", file("pin", listener+strings.Replace(certificate, "\"k\"", "\"pkcs11:token=t;object=o?module-path=/m&pin-value=1234\"", 1))}, "pin-value would put the PIN where"},
 		{"TPM handle", []string{"serve", "--listen", ":1", "--certificate", "c", "--key", "tpm:handle=1"}, "certificate c: key: handle must be"},
 		{"no signer", []string{"serve", "-c", file("signer", "signer_user = \"\"\n"+listener+certificate)}, "signer_user is empty"},
+		{"inetd without a program", []string{"inetd", "--application", "/tmp/a.sock"}, "--application and a program"},
+		{"inetd without room", []string{"inetd", "--application", "/tmp/a.sock", "--max", "0", "true"}, "want 1 to 65536"},
 		{"worker by hand", []string{"handshake"}, "root"},
 		{"signer by hand", []string{"sign"}, "root"},
 	} {

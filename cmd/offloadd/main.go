@@ -108,7 +108,8 @@ application, which reads and writes plain bytes.`,
 		return usageError("%v; see %q", err, c.CommandPath()+" --help")
 	})
 	root.AddCommand(serveCommand(env), handshakeCommand(env), signCommand(env), checkCommand(env), inspectCommand(env),
-		statusCommand(env), topCommand(env), revokeCommand(env), demoCommand(env), demoApplicationCommand(env), bpfCommand(env))
+		statusCommand(env), topCommand(env), revokeCommand(env), demoCommand(env), demoApplicationCommand(env), bpfCommand(env),
+		inetdCommand(env))
 	for _, c := range root.Commands() {
 		// cobra's own argument errors carry no exit code.
 		if args := c.Args; args != nil {
