@@ -4,7 +4,6 @@ package main
 
 import (
 	"errors"
-	"net"
 	"os"
 	"time"
 
@@ -40,11 +39,8 @@ func (l *listener) answer(m *handoff.Message, file *os.File) (blob.Answer, error
 	refused := func(err error) (blob.Answer, error) {
 		return blob.Answer{Verdict: blob.Ended, Reason: err.Error()}, err
 	}
-	tcp, err := tcpOf(file)
-	if err != nil {
-		return refused(err)
-	}
-	defer tcp.Close()
+	// As it is: a net.Conn of it would be non-blocking, and so would the application's own descriptor, behind its back.
+	defer file.Close()
 	q, err := m.Question()
 	if err != nil {
 		return refused(err)
@@ -52,16 +48,16 @@ func (l *listener) answer(m *handoff.Message, file *os.File) (blob.Answer, error
 	kept, err := l.daemon.borrow(m.Cookie)
 	switch {
 	case errors.Is(err, custody.ErrNotKept):
-		attendant, err := attendStranger(tcp)
+		attendant, err := attendStranger(file)
 		if err != nil {
 			return refused(err)
 		}
-		return attendant.Answer(tcp, q)
+		return attendant.Answer(file, q)
 	case err != nil:
 		return refused(err)
 	}
 	defer l.daemon.custody.Keep(m.Cookie, kept)
-	answer, err := kept.attendant.Answer(tcp, q)
+	answer, err := kept.attendant.Answer(file, q)
 	read, write := kept.attendant.Epochs()
 	l.daemon.custody.Rekeyed(m.Cookie, read, write)
 	return answer, err
@@ -69,13 +65,13 @@ func (l *listener) answer(m *handoff.Message, file *os.File) (blob.Answer, error
 
 // attendStranger is for a connection of which nothing is kept, say of an earlier start:
 // what a record means can be told all the same, and a KeyUpdate ends it.
-func attendStranger(tcp *net.TCPConn) (*ktls.Attendant, error) {
-	info, err := ktls.InfoOf(tcp)
+func attendStranger(file *os.File) (*ktls.Attendant, error) {
+	info, err := ktls.InfoOf(file)
 	if err != nil {
 		return nil, err
 	}
 	if info.RX == ktls.Base {
 		return nil, ktls.ErrNoKeys
 	}
-	return ktls.NewAttendant(tcp, nil, info.Version, nil)
+	return ktls.NewAttendant(file, nil, info.Version, nil)
 }

@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/offloadd/offloadd/blob"
+	"github.com/offloadd/offloadd/blob/handoff"
 )
 
 // startInetd runs a shell script for each connection of a daemon.
@@ -90,6 +93,36 @@ func TestAProgramAsksInLines(t *testing.T) {
 		t.Errorf("%q, %v; want %q", got, err, want)
 	}
 	p.wait("program ended")
+}
+
+// TestAQuestionLeavesAConnectionBlocking: the flag belongs to all who share the connection.
+func TestAQuestionLeavesAConnectionBlocking(t *testing.T) {
+	requireDaemon(t)
+	d := startDaemon(t, sharedIdentity(t), daemonOptions{})
+	l, err := handoff.Listen(d.socket, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	dialInetd(t, d, d.clientConfig())
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	file, err := c.(*handoff.Socket).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	fd := int(file.Fd()) // which makes it blocking
+	answer, err := c.(*handoff.Socket).TLSAsk(blob.Question{Met: true, Quiet: true})
+	if err != nil || answer.Verdict != blob.GoOn {
+		t.Errorf("%+v, %v", answer, err)
+	}
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK != 0 {
+		t.Errorf("flags %#x, %v: a read that finds nothing would fail", flags, err)
+	}
 }
 
 func TestNoMoreProgramsRunThanAreAllowed(t *testing.T) {
