@@ -15,7 +15,7 @@ KERNEL ?= 6.12
 FUZZTIME ?= 60000x
 export CGO_ENABLED = 0
 
-.PHONY: help demo test build lint test-host fuzz test-runner test-vm test-no-tls test-long shell bpf FORCE
+.PHONY: help demo test build lint test-host fuzz test-runner test-vm test-no-tls test-languages test-long shell bpf FORCE
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,7 +39,7 @@ $(VM): FORCE
 	@mkdir -p $(BIN)
 	@go build -trimpath -o $(VM) ./test/vm
 
-test: lint test-host fuzz test-no-tls test-runner test-vm ## Everything: lint, race detector, fuzzing, all kernels
+test: lint test-host fuzz test-no-tls test-runner test-vm test-languages ## Everything: lint, race detector, fuzzing, all kernels
 
 lint: ## gofmt (a test), go vet, staticcheck
 	go vet ./...
@@ -82,6 +82,9 @@ test-vm: $(VM) ## All that depends on the kernel, on each; the rest beside OpenS
 test-long: $(VM) ## Longer than test has time for: 1 GiB both ways with a KeyUpdate before each MiB; a soak of faults
 	OFFLOADD_TEST_VOLUME=1024 $(VM) test -kernels 7 -watch -timeout 30m -run 'TestKeysChangeUnderLoad' ./ktls
 	OFFLOADD_TEST_SOAK=5m $(VM) test -parallel 1 -timeout 40m -run 'TestASoak' ./cmd/offloadd
+
+test-languages: $(VM) ## The examples in other languages, on all kernels, with compilers and interpreters on a disk
+	OFFLOADD_EXPECT_LANGUAGES=1 $(VM) test -languages -together 2 -parallel 1 -file blob/handoff/examples -file blob/handoff/preload -run 'Languages' ./cmd/offloadd
 
 shell: build $(VM) ## A shell in the virtual machine; KERNEL=6.1, 6.12 or 7
 	@$(VM) exec -kernel $(KERNEL) -no-dir -file $(BIN)/offloadd:/usr/bin/offloadd -- /bin/sh
