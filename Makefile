@@ -84,7 +84,7 @@ test-long: $(VM) ## Longer than test has time for: 1 GiB both ways with a KeyUpd
 	OFFLOADD_TEST_SOAK=5m $(VM) test -parallel 1 -timeout 40m -run 'TestASoak' ./cmd/offloadd
 
 test-languages: $(VM) ## The examples in other languages, on all kernels, with compilers and interpreters on a disk
-	OFFLOADD_EXPECT_LANGUAGES=1 $(VM) test -languages -together 2 -parallel 1 -file blob/handoff/examples -file blob/handoff/preload -run 'Languages' ./cmd/offloadd
+	OFFLOADD_EXPECT_LANGUAGES=1 $(VM) test -languages -together 2 -parallel 1 -file blob/handoff/examples -file blob/handoff/preload -run Languages ./ktls ./cmd/offloadd
 
 shell: build $(VM) ## A shell in the virtual machine; KERNEL=6.1, 6.12 or 7
 	@$(VM) exec -kernel $(KERNEL) -no-dir -file $(BIN)/offloadd:/usr/bin/offloadd -- /bin/sh
