@@ -65,7 +65,7 @@ fuzz: ## Each fuzz target for FUZZTIME: 60000x runs it so often, 5m so long
 	done
 
 test-no-tls: $(VM) ## A kernel whose TLS module is not there
-	OFFLOADD_EXPECT_NO_TLS=1 go test -exec "$(VM) exec -kernel $(KERNEL) -without-tls" -run 'TestWithoutKernelTLS' -count=1 -v ./cmd/offloadd
+	OFFLOADD_EXPECT_NO_TLS=1 go test -exec "$(VM) exec -kernel $(KERNEL) -without-tls" -run 'TestWithoutKernelTLS' -count=1 -v ./cmd/offloadd ./ktls/userspace
 
 test-runner: ## The virtual machine runner itself
 	go test -timeout 30m ./test/vm

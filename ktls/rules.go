@@ -88,6 +88,10 @@ func CheckStates(c syscall.Conn, read, write *blob.State) error {
 	})
 }
 
+// TryRekey tries what [Probe] tries for changing keys: the error wraps ErrNotSupported if
+// the kernel takes one key per direction.
+func TryRekey() error { return tryRekey(optTX) } // which changes the other end's TLS_RX as well
+
 // TCPConn returns c if it is a *net.TCPConn, or the one that is below it as a method
 // NetConn tells.
 func TCPConn(c net.Conn) (*net.TCPConn, error) { return tcpConn(c) }

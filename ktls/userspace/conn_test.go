@@ -144,8 +144,9 @@ func TestNewConnLeavesNoKeyInTheStates(t *testing.T) {
 	}
 }
 
-// TestMultipathTCP is what the kernel's record layer refuses.
-func TestMultipathTCP(t *testing.T) {
+// mptcpPair is a Multipath TCP connection, which the kernel's record layer refuses.
+func mptcpPair(t *testing.T, suite blob.CipherSuite) *pair {
+	t.Helper()
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(true)
 	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -163,6 +164,7 @@ func TestMultipathTCP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { c.Close(); accepted.Close() })
 	p := &ktlstest.Pair{Client: c.(*net.TCPConn), Server: accepted.(*net.TCPConn)}
 	if ok, err := p.Client.MultipathTCP(); err != nil || !ok {
 		if ktlstest.InVM() {
@@ -170,8 +172,21 @@ func TestMultipathTCP(t *testing.T) {
 		}
 		t.Skip("no Multipath TCP here")
 	}
-	ours, theirs := ktlstest.NewStates(t, suite13, p)
-	client, server := newConn(t, p.Client, ours), newConn(t, p.Server, theirs)
+	ours, theirs := ktlstest.NewStates(t, suite, p)
+	return &pair{p, ours, theirs}
+}
+
+func TestMultipathTCP(t *testing.T) {
+	p := mptcpPair(t, suite13)
+	prefer := &userspace.Chooser{Policy: userspace.Prefer}
+	client, err := prefer.Open(p.Client, p.client.Read, p.client.Write)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(client.Reason, ktls.ErrMPTCP) {
+		t.Error(client.Reason)
+	}
+	server := newConn(t, p.Server, p.server)
 	client.Write([]byte("one way"))
 	client.Close()
 	if got, err := io.ReadAll(server); string(got) != "one way" || err != nil {

@@ -9,6 +9,9 @@
 // is no data ([ktls.Rules]): whoever has one need not know which. It is also what the
 // kernel's record layer is compared with in the tests.
 //
+// [Chooser] puts a connection on the one or the other, by a [Policy], before its states are
+// touched, and says which and why.
+//
 // What differs follows from where the keys are. They are in this process's memory: the
 // standard library expands them, and nobody can overwrite what it made before the process
 // ends. There is no sendfile and no splice, and whoever else writes to the socket sends
