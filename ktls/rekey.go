@@ -84,7 +84,7 @@ func (c *Conn) canUpdate() bool { return c.in.control.follows }
 // UpdateKey changes the key that we write with, and, with requestPeer, asks the peer to
 // change its own. It waits for a Write that is under way, and for the peer to make room
 // for one record. Peers bound how often they take that without data in between
-// (crypto/tls 16 times). An error before the KeyUpdate went out, a deadline for
+// (crypto/tls 16 times), or in a second (GnuTLS seven times). An error before the KeyUpdate went out, a deadline for
 // instance, has changed nothing.
 func (c *Conn) UpdateKey(requestPeer bool) error {
 	c.out.Lock()
