@@ -12,7 +12,7 @@ CACHE := $(or $(OFFLOADD_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/offloadd)
 BIN := $(CACHE)/bin
 VM := $(BIN)/vm
 KERNEL ?= 6.12
-FUZZTIME ?= 60000x
+FUZZTIME ?= 30000x
 export CGO_ENABLED = 0
 
 .PHONY: help demo test build lint test-host fuzz test-runner test-vm test-no-tls test-languages test-long shell bpf FORCE
@@ -56,7 +56,7 @@ test-host: ## What needs no kernel TLS, with the race detector
 	GOEXPERIMENT=runtimesecret go test ./handshaker
 	go test ./cmd/offloadd/internal/ledger
 
-fuzz: ## Each fuzz target for FUZZTIME: 60000x runs it so often, 5m so long
+fuzz: ## Each fuzz target for FUZZTIME: 30000x runs it so often, 5m so long
 	@set -e; for package in $$(go list ./...); do \
 		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
 			echo "fuzz $$package $$target for $(FUZZTIME)"; \
@@ -72,12 +72,12 @@ test-runner: ## The virtual machine runner itself
 
 # On one kernel, all daemons of the tests run under the BPF guards.
 test-vm: $(VM) ## All that depends on the kernel, on each; the rest beside OpenSSL 3.5, on one
-	$(VM) test -kernels $(KERNEL) -parallel 2 -timeout 30m ./blob/... ./handshaker
-	$(VM) test -together 2 -parallel 1 -run 'TestTheWatch' ./test/vm/watch
+	$(VM) test -kernels $(KERNEL) -parallel 2 -timeout 30m ./blob/... ./handshaker ./ktls/userspace
+	$(VM) test -together 2 -parallel 1 -run 'TestTheWatch|TestTheKernelDoesTheSame|TestFollowing|TestAPeerThatClosed|TestASuiteThat|TestMultipathTCP' ./test/vm/watch ./ktls/userspace
 	OFFLOADD_EXPECT_NO_BPF_LSM=1 $(VM) test -kernels $(KERNEL) -append 'lsm=landlock,yama' -run 'TestGuards|TestTheForm|TestAnUpgrade|TestEveryWay' ./bpf
 	OFFLOADD_EXPECT_LOCKDOWN=1 $(VM) test -kernels $(KERNEL) -append lockdown=confidentiality -run 'TestGuards|Lockdown' ./bpf
 	$(VM) test -together 2 -parallel 1 ./bpf/...
-	OFFLOADD_TEST_GUARD=7 $(VM) test -watch -together 2 -parallel 1 -module test/vm/tlsnic -timeout 40m ./ktls/... ./cmd/offloadd ./cmd/offloadd/internal/custody
+	OFFLOADD_TEST_GUARD=7 $(VM) test -watch -together 2 -parallel 1 -module test/vm/tlsnic -timeout 40m ./ktls ./cmd/offloadd ./cmd/offloadd/internal/custody
 
 test-long: $(VM) ## Longer than test has time for: 1 GiB both ways with a KeyUpdate before each MiB; a soak of faults
 	OFFLOADD_TEST_VOLUME=1024 $(VM) test -kernels 7 -watch -timeout 30m -run 'TestKeysChangeUnderLoad' ./ktls

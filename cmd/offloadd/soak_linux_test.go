@@ -28,7 +28,7 @@ import (
 const (
 	// soakTime is how long each of the two daemons is under load, if the environment does
 	// not say something else ("make test-long").
-	soakTime = 5 * time.Second
+	soakTime = 4 * time.Second
 	// soakClients connect again and again, at once.
 	soakClients = 6
 	// soakKill is how often a worker is killed, on average.
