@@ -12,7 +12,7 @@ CACHE := $(or $(OFFLOADD_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/offloadd)
 BIN := $(CACHE)/bin
 VM := $(BIN)/vm
 KERNEL ?= 6.12
-FUZZTIME ?= 30000x
+FUZZTIME ?= 20000x
 export CGO_ENABLED = 0
 
 .PHONY: help demo test build lint test-host fuzz test-runner test-vm test-no-tls test-languages test-long shell bpf FORCE
@@ -56,7 +56,7 @@ test-host: ## What needs no kernel TLS, with the race detector
 	GOEXPERIMENT=runtimesecret go test ./handshaker
 	go test ./cmd/offloadd/internal/ledger
 
-fuzz: ## Each fuzz target for FUZZTIME: 30000x runs it so often, 5m so long
+fuzz: ## Each fuzz target for FUZZTIME: 20000x runs it so often, 5m so long
 	@set -e; for package in $$(go list ./...); do \
 		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
 			echo "fuzz $$package $$target for $(FUZZTIME)"; \
