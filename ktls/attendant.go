@@ -161,6 +161,9 @@ func (a *Attendant) answer(fd int, q blob.Question) (blob.Answer, error) {
 			request = updateRequested
 		}
 		sent, end = a.tryWriteKey(fd, request)
+		if end != nil && q.Met && errors.Is(end.err, errBroken) {
+			return blob.Answer{}, nil // what came before that can still be read
+		}
 	}
 	if end != nil {
 		return a.verdict(fd, q, end)
@@ -289,6 +292,9 @@ func (a *Attendant) followUpdate(fd int) *ending {
 	return nil
 }
 
+// errBroken: nothing can be sent any more.
+var errBroken = errors.New("the connection is broken")
+
 // tryWriteKey sends a KeyUpdate and sets the next write key, if the kernel takes the
 // message at once, and reports whether it did.
 func (a *Attendant) tryWriteKey(fd int, request uint8) (sent bool, end *ending) {
@@ -298,7 +304,9 @@ func (a *Attendant) tryWriteKey(fd int, request uint8) (sent bool, end *ending) 
 	case errors.Is(err, syscall.EAGAIN):
 		return false, nil
 	case n == 0 && err != nil:
-		return true, nil // the connection is broken, which its user will see
+		// The socket tells that once, and has told us. Nobody waits for our KeyUpdate.
+		a.owed = false
+		err = fmt.Errorf("%w: %w", errBroken, err)
 	case n != len(message):
 		err = fmt.Errorf("the kernel took %d bytes of a KeyUpdate (%v)", n, err)
 	default:

@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -304,6 +303,77 @@ func TestAQuestionAboutAnotherSocketDoesNothing(t *testing.T) {
 	}
 }
 
+// TestWhatIsOwedToAPeerThatIsGoneEndsTheConnection: it does not wait for room, and the
+// error, which the socket tells once, is not lost.
+func TestWhatIsOwedToAPeerThatIsGoneEndsTheConnection(t *testing.T) {
+	requireRekey(t)
+	gone := func(peer *kept) {
+		t.Helper()
+		if err := errors.Join(peer.tcp.SetLinger(0), peer.tcp.Close()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond) // the reset is under way
+	}
+	t.Run("plain", func(t *testing.T) {
+		peer, k := newKeepers(t, suite13)
+		p := newPlain(t, k, nil)
+		sendRequest(t, peer)
+		if answer, err := p.ask(blob.Question{Met: true}); err != nil || !answer.Owed {
+			t.Fatal(answer, err)
+		}
+		gone(peer)
+		if answer, err := p.ask(blob.Question{Quiet: true}); answer.Verdict != blob.Ended || !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+			t.Errorf("%+v, %v; want the end by a reset", answer, err)
+		}
+	})
+	t.Run("plain, in the middle of reading", func(t *testing.T) {
+		peer, k := newKeepers(t, suite13)
+		p := newPlain(t, k, nil)
+		sendRequest(t, peer)
+		if answer, err := p.ask(blob.Question{Met: true}); err != nil || !answer.Owed {
+			t.Fatal(answer, err)
+		}
+		gone(peer)
+		if answer, err := p.ask(blob.Question{Met: true, Quiet: true}); err != nil || answer != (blob.Answer{}) {
+			t.Errorf("%+v, %v; want to go on", answer, err)
+		}
+		p.tcp.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if n, err := p.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%d bytes, %v; want the end", n, err)
+		}
+	})
+	t.Run("Conn", func(t *testing.T) {
+		peer, k := newKeepers(t, suite13)
+		c, _ := newAttended(t, k)
+		sendRequest(t, peer)
+		mustWrite(t, peer.conn, "x")
+		mustRead(t, c, "x")
+		gone(peer)
+		written := make(chan error, 1)
+		go func() {
+			_, err := c.Write([]byte("x"))
+			written <- err
+		}()
+		select {
+		case err := <-written:
+			if !errors.Is(err, ktls.ErrRekey) {
+				t.Errorf("%v, want ErrRekey", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("Write waits for a peer that is gone")
+		}
+	})
+}
+
+// sendRequest sends a KeyUpdate that asks for one, and waits until it is there.
+func sendRequest(t testing.TB, peer *kept) {
+	t.Helper()
+	if err := peer.conn.UpdateKey(true); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond)
+}
+
 // fillUp writes until the peer, which reads nothing, has made no more room for a while, and
 // returns how many bytes that were.
 func fillUp(t testing.TB, c net.Conn) (written int) {
@@ -428,147 +498,5 @@ func TestKeyUpdatesWithDataInBetweenAreNoStorm(t *testing.T) {
 	}
 	if err := round(33); !errors.Is(err, ktls.ErrProtocol) {
 		t.Errorf("%v, want ErrProtocol", err)
-	}
-}
-
-// attended is a socket that comes with somebody to ask.
-type attended struct {
-	*net.TCPConn
-	attendant *ktls.Attendant
-	mu        sync.Mutex
-	questions int
-}
-
-func (a *attended) NetConn() net.Conn { return a.TCPConn }
-
-func (a *attended) TLSAsk(q blob.Question) (blob.Answer, error) {
-	if !a.mu.TryLock() {
-		return blob.Answer{}, errors.New("two questions at a time")
-	}
-	defer a.mu.Unlock()
-	a.questions++
-	answer, _ := a.attendant.Answer(a.TCPConn, q)
-	return answer, nil
-}
-
-func newAttended(t testing.TB, k *kept) (*ktls.Conn, *attended) {
-	t.Helper()
-	a := &attended{TCPConn: k.tcp, attendant: newPlain(t, k, nil).attendant}
-	c, err := ktls.NewConn(a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		c.SetWriteDeadline(time.Now())
-		c.Close()
-	})
-	return c, a
-}
-
-// TestAConnAsksWhoHasItsCustody: under load both ways, with KeyUpdates of both ends.
-func TestAConnAsksWhoHasItsCustody(t *testing.T) {
-	requireRekey(t)
-	const pieces, size = 40, 100_000
-	peer, k := newKeepers(t, suite13)
-	c, a := newAttended(t, k)
-	var wg sync.WaitGroup
-	for _, d := range [][2]*ktls.Conn{{peer.conn, c}, {c, peer.conn}} {
-		var sent, got bytes.Buffer
-		var both sync.WaitGroup
-		both.Add(2)
-		wg.Go(func() {
-			defer both.Done()
-			if err := updateEvery(d[0], size, pieces, &sent); err != nil {
-				t.Error(err)
-			}
-		})
-		wg.Go(func() {
-			defer both.Done()
-			if _, err := io.Copy(&got, struct{ io.Reader }{d[1]}); err != nil {
-				t.Error(err)
-			}
-		})
-		wg.Go(func() {
-			both.Wait()
-			if !bytes.Equal(sent.Bytes(), got.Bytes()) {
-				t.Errorf("%d bytes arrived of %d, or others", got.Len(), sent.Len())
-			}
-		})
-	}
-	wg.Wait()
-	if read, write := a.attendant.Epochs(); read < pieces || write < pieces {
-		t.Errorf("epochs %d and %d", read, write)
-	}
-}
-
-// TestAConnHasAnswersSentForIt: before its next record; and what must go first waits for
-// the peer to make room.
-func TestAConnHasAnswersSentForIt(t *testing.T) {
-	requireRekey(t)
-	peer, k := newKeepers(t, suite13)
-	c, a := newAttended(t, k)
-	if err := peer.conn.UpdateKey(true); err != nil {
-		t.Fatal(err)
-	}
-	exchange(t, peer.conn, c)
-	if _, write := a.attendant.Epochs(); write != 0 {
-		t.Error("the answer went without data behind it")
-	}
-	exchange(t, c, peer.conn)
-	if _, write := a.attendant.Epochs(); write != 1 {
-		t.Errorf("write epoch %d, want 1", write)
-	}
-	written := fillUp(t, c)
-	if err := c.UpdateKey(false); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("with no room: %v", err)
-	}
-	c.SetWriteDeadline(time.Now().Add(20 * time.Second))
-	updated := make(chan error, 1)
-	go func() { updated <- c.UpdateKey(false) }()
-	select {
-	case err := <-updated:
-		t.Fatalf("it does not wait: %v", err)
-	case <-time.After(50 * time.Millisecond):
-	}
-	peer.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
-	if _, err := io.CopyN(io.Discard, struct{ io.Reader }{peer.conn}, int64(written)); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-updated; err != nil {
-		t.Error(err)
-	}
-	exchange(t, c, peer.conn)
-	if _, write := a.attendant.Epochs(); write != 2 {
-		t.Errorf("write epoch %d, want 2", write)
-	}
-}
-
-// TestAConnWhoseKeysCannotChangeSaysSo: on an older kernel; and where nobody answers.
-func TestAConnWhoseKeysCannotChangeSaysSo(t *testing.T) {
-	ktlstest.Require(t)
-	if ktlstest.CanRekey() {
-		t.Skip("the kernel changes keys")
-	}
-	pair := ktlstest.NewPair(t)
-	client, server := ktlstest.NewStates(t, suite13, pair)
-	if _, err := ktls.Install(pair.Server, server.Read, server.Write); err != nil {
-		t.Fatal(err)
-	}
-	custody, _, err := ktls.InstallKeeping(pair.Client, client.Read, client.Write)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, _ := newAttended(t, &kept{pair.Client, nil, custody})
-	if err := c.UpdateKey(false); !errors.Is(err, ktls.ErrNoUpdate) {
-		t.Errorf("%v, want ErrNoUpdate", err)
-	}
-	exchange(t, c, pair.Server)
-	sendRecord(t, pair.Server, 22, keyUpdate)
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
-	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ktls.ErrKeyUpdate) {
-		t.Errorf("%v, want ErrKeyUpdate", err)
-	}
-	if kind, content, err := receiveRecord(t, pair.Server); kind != 21 || !bytes.Equal(content, []byte{2, 80}) {
-		t.Errorf("the peer got type %d, %v, %v", kind, content, err)
 	}
 }
