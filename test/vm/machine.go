@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,21 +48,26 @@ type machine struct {
 	booting *time.Timer // ends the machine if it fires
 }
 
-// bootAttempts bounds how often a machine is booted that hangs before the command has started.
+// bootAttempts bounds how often a machine is booted that ends before the command has started.
 const bootAttempts = 3
 
-// errNotStarted: an emulated machine with several CPUs sometimes spins before its init runs.
-var errNotStarted = errors.New("the command did not start in time")
+var (
+	// errNotStarted: an emulated machine with several CPUs sometimes spins before its init runs.
+	errNotStarted = errors.New("the command did not start in time")
+	// errEmulatorDied: QEMU sometimes aborts while the guest's firmware or kernel places its devices and another CPU
+	// reads one ("iotlb_to_section: Assertion").
+	errEmulatorDied = errors.New("the emulator died before the command started")
+)
 
 // byePatience is how long QEMU may take to end when both sides have said goodbye.
 const byePatience = 20 * time.Second
 
-// run boots, runs the command and returns its exit code. An error comes with a code of ours. A machine that hangs
-// before the command has started has done nothing yet, and is booted again.
+// run boots, runs the command and returns its exit code. An error comes with a code of ours. A machine that ends
+// before the command has started, and not by what its kernel did, has done nothing yet, and is booted again.
 func (m *machine) run(ctx context.Context) (int, error) {
 	for attempt := 1; ; attempt++ {
 		code, err := m.runOnce(ctx)
-		if !errors.Is(err, errNotStarted) || attempt == bootAttempts {
+		if !errors.Is(err, errNotStarted) && !errors.Is(err, errEmulatorDied) || attempt == bootAttempts {
 			return code, err
 		}
 		m.fetcher.progress.warn("booting again: %v", err)
@@ -211,6 +217,8 @@ func (m *machine) verdict(cause, talkErr error, state *os.ProcessState, said str
 		return exitKernel, m.trouble("the kernel is in trouble", problems, tail)
 	case talkErr != nil:
 		return exitMachine, talkErr
+	case m.boot == 0 && aborted(state):
+		return exitMachine, fmt.Errorf("%w: %w", errEmulatorDied, m.trouble(fmt.Sprintf("QEMU: %v, %s", state, said), nil, tail))
 	case m.exit == nil || !m.ended:
 		return exitMachine, m.trouble(fmt.Sprintf("the guest ended without the command's status (QEMU: %v) %s", state, said),
 			nil, tail)
@@ -220,6 +228,12 @@ func (m *machine) verdict(cause, talkErr error, state *os.ProcessState, said str
 		return m.exit.Code, errors.New(m.exit.Error)
 	}
 	return m.exit.Code, nil
+}
+
+// aborted says whether a process ended by a fault of its own, and not because somebody killed it.
+func aborted(state *os.ProcessState) bool {
+	status, ok := state.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && (status.Signal() == unix.SIGABRT || status.Signal() == unix.SIGSEGV)
 }
 
 // trouble is an error with the end of the console in it.

@@ -7,20 +7,22 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
-// ended is the state of a process that exited with this code.
-func ended(t *testing.T, code int) *exec.Cmd {
+// ended is the state of a process that ended as this shell script does.
+func ended(t *testing.T, script string) *os.ProcessState {
 	t.Helper()
-	command := exec.Command("sh", "-c", "exit "+strconv.Itoa(code))
+	command := exec.Command("sh", "-c", script)
 	_ = command.Run() // a code that is not zero is an error
-	return command
+	return command.ProcessState
 }
 
 func TestVerdict(t *testing.T) {
@@ -55,12 +57,41 @@ func TestVerdict(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := &machine{images: &images{kernel: &kernel{Release: "6.0-test"}}, exit: test.exit, ended: test.exit != nil && !test.unfinished}
 			m.console.read(strings.NewReader(test.console))
-			code, err := m.verdict(test.cause, test.talk, ended(t, test.qemu).ProcessState, "")
+			code, err := m.verdict(test.cause, test.talk, ended(t, "exit "+strconv.Itoa(test.qemu)), "")
 			if code != test.code {
 				t.Errorf("code %d, want %d", code, test.code)
 			}
 			if (err == nil) != (test.says == "") || (err != nil && !strings.Contains(err.Error(), test.says)) {
 				t.Errorf("error %v, want one that says %q", err, test.says)
+			}
+		})
+	}
+}
+
+func TestAnEmulatorThatDiesBeforeTheCommandStartsIsAReasonToBootAgain(t *testing.T) {
+	tests := map[string]struct {
+		script  string
+		console string
+		boot    time.Duration
+		again   bool
+	}{
+		"aborted":                         {script: "kill -ABRT $$", again: true},
+		"segmentation fault":              {script: "kill -SEGV $$", again: true},
+		"aborted while the command ran":   {script: "kill -ABRT $$", boot: time.Second},
+		"killed by somebody":              {script: "kill -KILL $$"},
+		"ended by itself":                 {script: "exit 1"},
+		"aborted when the kernel was ill": {script: "kill -ABRT $$", console: "Kernel panic - not syncing\n"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			m := &machine{images: &images{kernel: &kernel{Release: "6.0-test"}}, boot: test.boot}
+			m.console.read(strings.NewReader(test.console))
+			code, err := m.verdict(nil, nil, ended(t, test.script), "Assertion failed")
+			if code == 0 || err == nil {
+				t.Fatalf("code %d, error %v", code, err)
+			}
+			if errors.Is(err, errEmulatorDied) != test.again {
+				t.Errorf("booted again: %v, want %v: %v", !test.again, test.again, err)
 			}
 		})
 	}
