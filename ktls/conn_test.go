@@ -30,6 +30,35 @@ func newConns(t testing.TB, suite blob.CipherSuite) (client, server *ktls.Conn) 
 	return newConn(t, p.Client), newConn(t, p.Server)
 }
 
+// newConnsWith returns both ends of a connection with TLS 1.3, of which the server has
+// settings.
+func newConnsWith(t testing.TB, settings ktls.Settings) (client, server *ktls.Conn) {
+	t.Helper()
+	p, server := installedWith(t, settings)
+	return newConn(t, p.Server), server
+}
+
+// installedWith returns a connection with TLS 1.3, and a Conn at its client's end, which
+// has settings.
+func installedWith(t testing.TB, settings ktls.Settings) (*ktlstest.Pair, *ktls.Conn) {
+	t.Helper()
+	ktlstest.Require(t)
+	p := ktlstest.NewPair(t)
+	client, server := ktlstest.NewStates(t, suite13, p)
+	custody, info, err := settings.InstallKeeping(p.Client, client.Read, client.Write)
+	if err != nil {
+		t.Fatal(err)
+	}
+	custody.Destroy()
+	if info.NoPad != settings.NoPad {
+		t.Fatalf("%+v gave %v", settings, info)
+	}
+	if _, err := ktls.Install(p.Server, server.Read, server.Write); err != nil {
+		t.Fatal(err)
+	}
+	return p, newConn(t, p.Client)
+}
+
 func newConn(t testing.TB, tcp *net.TCPConn) *ktls.Conn {
 	t.Helper()
 	c, err := ktls.NewConn(tcp)

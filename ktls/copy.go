@@ -10,11 +10,9 @@ import (
 	"net"
 	"reflect"
 	"syscall"
-)
 
-// copyBuffer is the buffer of an ordinary copy in bytes: several records per
-// system call.
-const copyBuffer = 128 << 10
+	"github.com/offloadd/offloadd/blob"
+)
 
 // errNoSplice: nothing was moved, or what was moved is accounted for; copy the rest.
 // It is not errors.ErrUnsupported, as which some errnos count.
@@ -65,27 +63,67 @@ func (c *Conn) copyRest(r io.Reader) (int64, error) {
 	case err != nil:
 		return int64(written), err
 	}
-	m, err := copyBetween(c, r)
+	m, err := copyFrom(c, r)
 	return int64(written) + m, err
 }
 
-// WriteTo reads application data until close_notify and writes it to w: by splice
-// if w is a TCP or unix stream socket or another Conn, else by copying.
+// WriteTo reads application data until close_notify and writes it to w. It is copied by
+// large reads, or, if w is a TCP or unix stream socket or another Conn, and the kernel
+// copies what it reads anyway ([Settings], NoPad), it goes by splice.
 func (c *Conn) WriteTo(w io.Writer) (int64, error) {
-	if sink, ok := pipeSinkOf(w); ok {
-		n, err := c.spliceTo(w, sink)
-		if !errors.Is(err, errNoSplice) {
+	var n int64
+	if sink, ok := pipeSinkOf(w); ok && !c.readsInPlace() {
+		var err error
+		if n, err = c.spliceTo(w, sink); !errors.Is(err, errNoSplice) {
 			return n, err
 		}
 	}
-	return copyBetween(w, c)
+	m, err := c.copyTo(w)
+	return n + m, err
 }
 
-// copyBetween is io.Copy with a large buffer and without ReadFrom and WriteTo.
-func copyBetween(w io.Writer, r io.Reader) (int64, error) {
-	buffer := make([]byte, copyBuffer)
-	defer clear(buffer)
-	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, buffer)
+// readsInPlace says whether the kernel opens records in the buffer of who reads. A
+// splice then saves nothing, and takes one record at a time
+// (net/tls/tls_sw.c, tls_sw_recvmsg and tls_sw_splice_read).
+func (c *Conn) readsInPlace() bool {
+	if c.version == blob.TLS12 {
+		return true
+	}
+	var on bool
+	err := control(c.tcp, func(fd int) (err error) {
+		on, err = expectsNoPad(fd)
+		return err
+	})
+	return err == nil && on
+}
+
+// copyTo is WriteTo through a buffer.
+func (c *Conn) copyTo(w io.Writer) (int64, error) {
+	var l loan
+	defer l.giveBack()
+	var total int64
+	for {
+		n, err := c.readLoan(&l)
+		if errors.Is(err, io.EOF) {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+		m, err := w.Write(l.buffer[:n])
+		total += int64(m)
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// copyFrom is io.Copy with a large buffer and without ReadFrom and WriteTo.
+func copyFrom(c *Conn, r io.Reader) (int64, error) {
+	var l loan
+	defer l.giveBack()
+	l.used = copyBuffer
+	return io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{r}, l.take())
 }
 
 // fileReader is an *os.File, or the type that package os puts around it before it

@@ -56,12 +56,26 @@ func Install(c syscall.Conn, read, write *blob.State) (Info, error) {
 // InstallKeeping is Install, and keeps what goes on with the connection outside the
 // kernel needs: see [Custody].
 func InstallKeeping(c syscall.Conn, read, write *blob.State) (*Custody, Info, error) {
+	return Settings{}.InstallKeeping(c, read, write)
+}
+
+// Settings are what is set beside the keys. The zero value sets nothing.
+type Settings struct {
+	// NoPad makes the kernel expect TLS 1.3 records without padding
+	// (TLS_RX_EXPECT_NO_PAD): it opens a record in the buffer of who reads, if it fits
+	// whole, where it otherwise copies it. It opens a record that has padding, or is no
+	// data, twice. Only where [TryNoPad] says that the kernel does it right.
+	NoPad bool
+}
+
+// InstallKeeping is the function of this name, with settings.
+func (s Settings) InstallKeeping(c syscall.Conn, read, write *blob.State) (*Custody, Info, error) {
 	defer read.Destroy()
 	defer write.Destroy()
 	var custody *Custody
 	var info Info
 	err := control(c, func(fd int) error {
-		in := &installation{fd: fd, read: read, write: write, readBack: readKey}
+		in := &installation{fd: fd, read: read, write: write, settings: s, readBack: readKey}
 		if err := in.run(); err != nil {
 			in.abandon()
 			return fmt.Errorf("install TLS keys: %w", err)
@@ -76,6 +90,7 @@ func InstallKeeping(c syscall.Conn, read, write *blob.State) (*Custody, Info, er
 type installation struct {
 	fd          int
 	read, write *blob.State
+	settings    Settings
 	// readBack is readKey; a test has a kernel that returns something else.
 	readBack func(fd, option, size int) ([]byte, error)
 	// marks are from before TLS took the first byte.
@@ -94,6 +109,7 @@ func (in *installation) run() error {
 		in.mark,
 		in.setRX,
 		in.setTX,
+		in.applySettings,
 	} {
 		if err := step(); err != nil {
 			return err
@@ -237,6 +253,20 @@ func (in *installation) set(option int, s *blob.State) error {
 		return in.refused(option, err)
 	}
 	return compareKey(in.fd, option, want, s.Suite.AEAD(), in.readBack)
+}
+
+// applySettings sets what is set beside the keys, and reads it back.
+func (in *installation) applySettings() error {
+	if !in.settings.NoPad || in.read.Version != blob.TLS13 {
+		return nil
+	}
+	if err := expectNoPad(in.fd); err != nil {
+		return fmt.Errorf("set TLS_RX_EXPECT_NO_PAD: %w", err)
+	}
+	if on, err := expectsNoPad(in.fd); err != nil || !on {
+		return fmt.Errorf("read back TLS_RX_EXPECT_NO_PAD: %v, %w", on, err)
+	}
+	return nil
 }
 
 // compareKey compares what the kernel holds with what it was given.

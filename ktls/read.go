@@ -26,7 +26,9 @@ type input struct {
 // Conn so that a Read allocates nothing for it.
 type receiveCall struct {
 	buffer []byte
-	n      int
+	// loan is where the buffer comes from, or nil.
+	loan *loan
+	n    int
 	// contentType is that of the record, 0 at the end of the TCP stream.
 	contentType uint8
 	whole       bool
@@ -40,27 +42,34 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, c.in.err
 	}
-	return c.read(p)
+	return c.read(receiveCall{buffer: p})
 }
 
-// read is Read under the lock. It uses p for control records too.
-func (c *Conn) read(p []byte) (int, error) {
+// readLoan is Read into a buffer that is borrowed when there is data.
+func (c *Conn) readLoan(l *loan) (int, error) {
+	c.in.Lock()
+	defer c.in.Unlock()
+	return c.read(receiveCall{loan: l})
+}
+
+// read is Read under the lock. It uses the buffer for control records too.
+func (c *Conn) read(to receiveCall) (int, error) {
 	for c.in.err == nil {
-		n, contentType, whole, err := c.receive(p)
+		got, err := c.receive(to)
 		switch {
 		case err != nil:
 			return 0, c.readError(err)
-		case contentType == 0:
+		case got.contentType == 0:
 			c.in.err = io.ErrUnexpectedEOF
-		case contentType == recordData:
+		case got.contentType == recordData:
 			if end := c.in.control.data(); end != nil {
 				c.endRead(end)
-			} else if n > 0 {
-				return n, nil
+			} else if got.n > 0 {
+				return got.n, nil
 			}
 		default:
-			c.takeControl(contentType, p[:n], whole)
-			clear(p[:n])
+			c.takeControl(got.contentType, got.buffer[:got.n], got.whole)
+			clear(got.buffer[:got.n])
 		}
 	}
 	return 0, c.in.err
@@ -82,16 +91,16 @@ func (c *Conn) takeControl(contentType uint8, piece []byte, whole bool) {
 }
 
 // receive waits for a piece of one record.
-func (c *Conn) receive(p []byte) (int, uint8, bool, error) {
-	c.in.call = receiveCall{buffer: p}
+func (c *Conn) receive(to receiveCall) (receiveCall, error) {
+	c.in.call = to
 	err := c.raw.Read(c.in.receive)
-	call := c.in.call
+	got := c.in.call
 	c.in.call = receiveCall{}
 	if err == nil {
-		err = call.err
+		err = got.err
 	}
-	c.in.bytes += uint64(call.n)
-	return call.n, call.contentType, call.whole, err
+	c.in.bytes += uint64(got.n)
+	return got, err
 }
 
 // endRead makes an ending final. Whatever is not a clean end ends writing as well,

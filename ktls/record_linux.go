@@ -50,8 +50,19 @@ func (in *input) receiver() func(fd uintptr) bool {
 	oob := make([]byte, cmsgRoom)
 	return func(fd uintptr) bool {
 		r := &in.call
+		if r.loan != nil {
+			r.buffer = r.loan.take()
+		}
 		r.n, r.contentType, r.whole, r.err = receiveRecord(int(fd), r.buffer, oob)
-		return !errors.Is(r.err, unix.EAGAIN)
+		again := errors.Is(r.err, unix.EAGAIN)
+		if r.loan != nil {
+			r.loan.uses(r.n)
+			if again {
+				r.loan.giveBack()
+				r.buffer = nil
+			}
+		}
+		return !again
 	}
 }
 

@@ -88,6 +88,15 @@ func CheckStates(c syscall.Conn, read, write *blob.State) error {
 	})
 }
 
+// TryNoPad tries whether [Settings] may have NoPad: the error wraps ErrNotSupported if
+// this kernel cannot, or says what it does wrong.
+func TryNoPad() error {
+	if err := tryNoPad(); err != nil {
+		return err
+	}
+	return tryNoPadRetry()
+}
+
 // TryRekey tries what [Probe] tries for changing keys: the error wraps ErrNotSupported if
 // the kernel takes one key per direction.
 func TryRekey() error { return tryRekey(optTX) } // which changes the other end's TLS_RX as well

@@ -85,6 +85,9 @@ func keyHeader(fd, option int) ([]byte, error) {
 	return b, err
 }
 
+// expectNoPad sets TLS_RX_EXPECT_NO_PAD.
+func expectNoPad(fd int) error { return setOption(fd, unix.SOL_TLS, optRXExpectNoPad, nativeUint32(1)) }
+
 // expectsNoPad asks for TLS_RX_EXPECT_NO_PAD. For TLS 1.2 the answer is EINVAL
 // (net/tls/tls_main.c, do_tls_getsockopt_no_pad).
 func expectsNoPad(fd int) (bool, error) {

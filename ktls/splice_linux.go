@@ -3,9 +3,9 @@
 package ktls
 
 import (
+	"cmp"
 	"errors"
 	"io"
-	"math"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -18,21 +18,20 @@ func (c *Conn) spliceFrom(source syscall.Conn, limit int64) (int64, error) {
 	if err != nil {
 		return 0, errNoSplice
 	}
-	p, err := newPipe()
-	if err != nil {
-		return 0, err
-	}
-	defer p.close()
+	var l lease
+	defer l.giveBack()
 	var sent int64
 	for sent < limit {
-		n, err := p.moveIn(raw, int(min(limit-sent, pipeSize, math.MaxInt32)))
-		if err != nil {
+		count := int(min(limit-sent, pipeSize))
+		waited, err := l.fill(raw.Read, func(fd int, p *pipe) (int, error) { return spliceOnce(fd, p.write, count) })
+		if err = cmp.Or(waited, err); err != nil {
 			return sent, err
 		}
-		if n == 0 {
+		if l.n == 0 {
 			break
 		}
-		m, err := c.sendPipe(p, n)
+		m, err := c.sendPipe(l.p, l.n)
+		l.n -= m
 		sent += int64(m)
 		if err != nil {
 			return sent, err
@@ -73,18 +72,17 @@ var errNoData = errors.New("no application data to splice")
 
 // spliceTo moves application data to a sink until close_notify. Linux 6.12 loses
 // the rest of a record of which the pipe takes only a part, so the pipe always has
-// room for the largest record, and is drained before more is asked for.
+// room for the largest record, and is drained before more is asked for. The error is
+// errNoSplice if there is no pipe.
 func (c *Conn) spliceTo(w io.Writer, sink pipeSink) (int64, error) {
-	p, err := newPipe()
-	if err != nil {
-		return 0, err
-	}
-	defer p.close()
+	var l lease
+	defer l.giveBack()
 	var total int64
 	for {
-		n, err := c.spliceRecords(p)
-		if n > 0 {
-			m, err := sink(p, n)
+		err := c.spliceRecords(&l)
+		if l.n > 0 {
+			m, err := sink(l.p, l.n)
+			l.n -= m
 			total += int64(m)
 			if err != nil {
 				return total, err
@@ -110,51 +108,52 @@ func (c *Conn) spliceTo(w io.Writer, sink pipeSink) (int64, error) {
 
 // readTo copies the data of one Read.
 func (c *Conn) readTo(w io.Writer) (int64, error) {
-	buffer := make([]byte, maxRecordContent)
-	defer clear(buffer)
-	n, err := c.Read(buffer)
+	var l loan
+	defer l.giveBack()
+	n, err := c.readLoan(&l)
 	if err != nil {
 		return 0, err
 	}
-	n, err = w.Write(buffer[:n])
+	n, err = w.Write(l.buffer[:n])
 	return int64(n), err
 }
 
 // spliceRecords waits for data and moves as many records into the empty pipe as
 // there are and as certainly fit.
-func (c *Conn) spliceRecords(p *pipe) (n int, err error) {
+func (c *Conn) spliceRecords(l *lease) error {
 	c.in.Lock()
 	defer c.in.Unlock()
 	if c.in.err != nil {
-		return 0, errNoData
+		return errNoData
 	}
-	waited := c.raw.Read(func(fd uintptr) bool {
+	waited, err := l.fill(c.raw.Read, func(fd int, p *pipe) (n int, err error) {
 		for range p.slots / recordPieces {
-			var m int
-			m, err = spliceOnce(int(fd), p.write, maxRecordContent)
+			m := 0
+			m, err = spliceOnce(fd, p.write, maxRecordContent)
 			n += m
-			c.in.bytes += uint64(m)
 			if m == 0 || err != nil {
 				break
 			}
 		}
-		return n > 0 || !errors.Is(err, unix.EAGAIN)
+		return n, err
 	})
+	c.in.bytes += uint64(l.n)
 	if waited != nil {
-		return n, c.readError(waited)
+		return c.readError(waited)
 	}
-	if n > 0 {
+	if l.n > 0 {
 		if end := c.in.control.data(); end != nil {
 			c.endRead(end)
 			// What is in the pipe came after it and is not delivered.
-			return 0, c.in.err
+			l.giveBack()
+			return c.in.err
 		}
 	}
-	if errors.Is(err, unix.EAGAIN) {
-		return n, nil
+	switch {
+	case errors.Is(err, errNoSplice):
+		return err
+	case l.n > 0 && (err == nil || errors.Is(err, unix.EAGAIN)):
+		return nil
 	}
-	if n == 0 || err != nil {
-		return n, errNoData
-	}
-	return n, nil
+	return errNoData
 }
