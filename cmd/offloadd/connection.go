@@ -112,7 +112,7 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	start = time.Now()
 	read, write := entered.Take()
 	entry := c.custodyEntry(w, read.Epoch, write.Epoch)
-	kept, info, err := ktls.InstallKeeping(c.tcp, read, write)
+	kept, info, err := c.listener.daemon.settings.InstallKeeping(c.tcp, read, write)
 	if err != nil {
 		return stepEntered, err
 	}
@@ -194,7 +194,7 @@ func (c *connection) logInstalled(w *workerProcess, r *reply, info ktls.Info, in
 		"version", r.facts.Version.String(), "suite", r.facts.Suite.String(), "group", groupName(r.facts.Group),
 		"resumed", r.facts.Resumed, "alpn", r.facts.ALPN, "server_name", r.facts.ServerName,
 		"peer_certificates", len(r.facts.PeerCertificates), "peer_verified", r.facts.PeerVerified,
-		"tx", info.TX.String(), "rx", info.RX.String(), "path_reason", info.Reason,
+		"tx", info.TX.String(), "rx", info.RX.String(), "path_reason", info.Reason, "no_pad", info.NoPad,
 		"worker_pid", w.cmd.Process.Pid, "sealer", w.opener.ID().String(),
 		"read_blob_bytes", r.readSize, "write_blob_bytes", r.writeSize,
 		"open_us", r.openTime.Microseconds(), "enter_us", r.enterTime.Microseconds(), "install_us", install.Microseconds(),

@@ -88,6 +88,7 @@ type daemon struct {
 	pool      *pool
 	signers   *signerKeeper
 	guardian  *guardian
+	settings  ktls.Settings // of every connection's keys
 	observer  *bpf.Observer // nil if it is not loaded
 	metrics   *metrics
 	ledger    *ledger.Ledger
@@ -153,6 +154,11 @@ func newDaemon(env *environment, config *config, log *slog.Logger) (*daemon, err
 	d := &daemon{env: env, config: config, log: log, handshakes: make(chan struct{}, config.MaxHandshakes),
 		returns: make(chan struct{}, maxReturns),
 		custody: custody.NewTable(custody.MaxEntries, log), metrics: newMetrics(), observer: openDaemonObserver(config, log)}
+	if err := ktls.TryNoPad(); err == nil {
+		d.settings.NoPad = true
+	} else {
+		log.Info("the kernel copies what it decrypts of TLS 1.3", "reason", err)
+	}
 	if d.signers, err = newSignerKeeper(config, uid, env, log); err != nil {
 		return nil, err
 	}

@@ -78,6 +78,11 @@ func TestTheApplicationIsToldWhatWasAgreed(t *testing.T) {
 			}
 		})
 	}
+	// And the kernel opens records in its buffer, where it does that right.
+	sound := ktls.TryNoPad() == nil
+	if e := d.wait("installed"); e["no_pad"] != sound {
+		t.Errorf("no_pad is %v, want %v: %v", e["no_pad"], sound, e)
+	}
 }
 
 func TestAPeerThatIsNotWelcomeGetsAnAlert(t *testing.T) {
