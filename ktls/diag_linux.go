@@ -6,8 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -62,9 +62,6 @@ var errNoULPInfo = errors.New("the kernel tells the mode only to CAP_NET_ADMIN")
 // diagRequest encodes the lookup of exactly one socket, by address and cookie.
 type diagRequest [diagReqSize]byte
 
-func (r *diagRequest) Len() int          { return diagReqSize }
-func (r *diagRequest) Serialize() []byte { return r[:] }
-
 func newDiagRequest(fd int) (*diagRequest, error) {
 	local, err := unix.Getsockname(fd)
 	if err != nil {
@@ -117,21 +114,70 @@ func diagnose(fd int) (ulpTLS, error) {
 	if err != nil {
 		return ulpTLS{}, fmt.Errorf("mode not known: %w", err)
 	}
-	message := nl.NewNetlinkRequest(sockDiagByFamily, 0)
-	message.AddData(request)
-	replies, err := message.Execute(unix.NETLINK_INET_DIAG, sockDiagByFamily)
+	reply, err := request.ask()
 	if err != nil {
 		return ulpTLS{}, fmt.Errorf("mode not known: inet_diag: %w", err)
 	}
-	for _, reply := range replies {
-		if len(reply) < diagReplySize {
-			continue
-		}
+	if len(reply) >= diagReplySize {
 		if told, ok := decodeULP(reply[diagReplySize:]); ok {
 			return told, nil
 		}
 	}
 	return ulpTLS{}, errNoULPInfo
+}
+
+// diagReplyRoom is enough for a struct inet_diag_msg with INET_DIAG_INFO and its like,
+// which are some 500 bytes.
+const diagReplyRoom = 4096
+
+// ask has the kernel answer, and returns the body of the answer. The netlink library
+// would do; but each connection is asked about once, and for that its buffers cost more
+// than all system calls of an installation.
+func (r *diagRequest) ask() ([]byte, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	header := unix.NlMsghdr{Len: unix.NLMSG_HDRLEN + diagReqSize, Type: sockDiagByFamily, Flags: unix.NLM_F_REQUEST, Seq: 1}
+	message, err := binary.Append(make([]byte, 0, header.Len), binary.NativeEndian, header)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Sendto(fd, append(message, r[:]...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil, os.NewSyscallError("sendto", err)
+	}
+	// The kernel has answered before it returned (net/netlink/af_netlink.c,
+	// netlink_unicast_kernel).
+	b := make([]byte, diagReplyRoom)
+	n, err := uninterrupted(func() (int, error) {
+		n, _, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+		return n, err
+	})
+	if err != nil {
+		return nil, os.NewSyscallError("recvfrom", err)
+	}
+	if n > len(b) {
+		return nil, fmt.Errorf("an answer of %d bytes", n)
+	}
+	return diagReply(b[:n])
+}
+
+// diagReply returns the body of a netlink message, or the error that it is.
+func diagReply(b []byte) ([]byte, error) {
+	var header unix.NlMsghdr
+	n, err := binary.Decode(b, binary.NativeEndian, &header)
+	if err != nil || int(header.Len) < n || int(header.Len) > len(b) {
+		return nil, fmt.Errorf("an answer of %d bytes that is no netlink message", len(b))
+	}
+	body := b[n:header.Len]
+	switch {
+	case header.Type == sockDiagByFamily:
+		return body, nil
+	case header.Type == unix.NLMSG_ERROR && len(body) >= 4:
+		return nil, unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
+	}
+	return nil, fmt.Errorf("an answer of type %d", header.Type)
 }
 
 // decodeULP finds INET_DIAG_ULP_INFO, and the TLS part in it.
