@@ -40,8 +40,11 @@ func (t *Table) linkLost(loss linkLoss) {
 	}
 	t.losses[loss.index] = loss
 	var hit []*record
-	for _, r := range t.records {
-		if r.device == loss.index && (r.Read.maybeIn() || r.Write.maybeIn()) {
+	for _, p := range t.records {
+		if int(p.device) != loss.index {
+			continue
+		}
+		if r := p.unpack(); r.Read.maybeIn() || r.Write.maybeIn() {
 			hit = append(hit, r)
 		}
 	}
@@ -61,6 +64,7 @@ func (t *Table) degrade(hit []*record, loss linkLoss) {
 			t.totals.DegradedEver++
 		}
 		r.degrade(loss)
+		t.put(r)
 		if len(sockets) < named {
 			sockets = append(sockets, r.Socket)
 		}

@@ -94,13 +94,6 @@ func (e *Entry) Application() *Hand {
 	return nil
 }
 
-// copy is e without shared memory; what is pointed to is never written again.
-func (e *Entry) copy() Entry {
-	c := *e
-	c.Read.Hands, c.Write.Hands = slices.Clone(e.Read.Hands), slices.Clone(e.Write.Hands)
-	return c
-}
-
 // Totals counts connections. The first group is of now, the second since the start.
 type Totals struct {
 	Live     int `json:"live"`

@@ -355,9 +355,10 @@ func TestAPortOfABondMayHaveHadTheKey(t *testing.T) {
 	p := ktlstest.NewPair(t)
 	socket := add(t, table, p.Server, software())
 	table.mu.Lock()
-	r := table.records[socket]
+	r := table.record(socket)
 	r.device = 7
 	r.Read.Place, r.Read.Device = Device, "bond0"
+	table.put(r)
 	table.mu.Unlock()
 	w := &links{table: table, log: table.log, known: make(map[int]link)}
 	state := func(index int, name string, up bool) *netlink.Dummy {

@@ -34,12 +34,12 @@ const (
 // key. The revoke command, which root runs, does that.
 func (t *Table) Revoke(socket uint64) (Outcome, error) {
 	t.mu.Lock()
-	r := t.records[socket]
-	if r == nil || r.Condition != Live {
+	p := t.records[socket]
+	if p == nil || conditions[p.condition] != Live {
 		t.mu.Unlock()
 		return NotThere, nil
 	}
-	id := r.id
+	id := p.id
 	t.mu.Unlock()
 	found, err := find(id, socket)
 	if err != nil {
@@ -61,8 +61,8 @@ func (t *Table) Revoke(socket uint64) (Outcome, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.totals.Revoked++
-	if r := t.records[socket]; r != nil && r.Condition == Live {
-		r.over(Revoked)
+	if p := t.records[socket]; p != nil && conditions[p.condition] == Live {
+		p.end(Revoked)
 	}
 	return Ended, nil
 }

@@ -215,7 +215,7 @@ func endedRecord(t *testing.T, table *Table, l *net.TCPListener) record {
 	}
 	old := add(t, table, p.Server, software())
 	table.mu.Lock()
-	kept := *table.records[old]
+	kept := *table.record(old)
 	table.mu.Unlock()
 	p.Client.SetLinger(0)
 	p.Client.Close()
@@ -253,7 +253,7 @@ func TestRevocationHitsNoOtherSocket(t *testing.T) {
 	}
 	// As if the old one's end were not yet known.
 	table.mu.Lock()
-	table.records[old] = &kept
+	table.put(&kept)
 	table.mu.Unlock()
 	if outcome, err := table.Revoke(old); outcome != NotThere || err != nil {
 		t.Errorf("%s, %v; want not there", outcome, err)

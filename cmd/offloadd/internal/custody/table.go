@@ -12,13 +12,13 @@ import (
 	"time"
 )
 
-// MaxEntries bounds the table of a daemon: about 1 KiB each.
+// MaxEntries bounds the table of a daemon: about 400 bytes each.
 const MaxEntries = 1 << 18
 
 // ErrFull: the connection is not recorded. It works all the same.
 var ErrFull = errors.New("the custody table is full")
 
-// record is an entry and how to find its socket.
+// record is an entry and how to find its socket, unpacked: a copy, to be put back.
 type record struct {
 	Entry
 	id     socketID
@@ -38,7 +38,7 @@ type Table struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
-	records map[uint64]*record
+	records map[uint64]*packed
 	losses  map[int]linkLoss // guarded by mu: the last of each interface
 	totals  Totals           // guarded by mu: the counters since the start
 	full    bool             // guarded by mu: said so already
@@ -46,8 +46,19 @@ type Table struct {
 
 // NewTable makes a table for at most max connections.
 func NewTable(max int, log *slog.Logger) *Table {
-	return &Table{max: max, log: log, records: make(map[uint64]*record), losses: make(map[int]linkLoss)}
+	return &Table{max: max, log: log, records: make(map[uint64]*packed), losses: make(map[int]linkLoss)}
 }
+
+// record returns the record of a socket, or nil. The caller holds mu.
+func (t *Table) record(socket uint64) *record {
+	if p := t.records[socket]; p != nil {
+		return p.unpack()
+	}
+	return nil
+}
+
+// put puts a record where it was, or a new one. The caller holds mu.
+func (t *Table) put(r *record) { t.records[r.Socket] = r.pack() }
 
 // Add records a connection. The caller fills in what it knows; socket, addresses and
 // device come from c. It must have c open until Add returns, and so must Pass's
@@ -72,7 +83,7 @@ func (t *Table) Add(c syscall.Conn, e Entry, importBegan time.Time) error {
 		return ErrFull
 	}
 	t.full = false
-	t.records[r.Socket] = r
+	t.put(r)
 	if r.Degraded() {
 		t.totals.DegradedEver++
 		t.log.Warn("custody degraded", "socket", r.Socket, "peer", r.Peer.String(), "reason", r.Write.Degraded.Reason)
@@ -87,10 +98,11 @@ func (t *Table) Add(c syscall.Conn, e Entry, importBegan time.Time) error {
 func (t *Table) Pass(socket uint64, h Hand) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r := t.records[socket]; r != nil {
+	if r := t.record(socket); r != nil {
 		for _, k := range r.keys() {
 			k.Hands = append(k.Hands, h)
 		}
+		t.put(r)
 	}
 }
 
@@ -98,11 +110,11 @@ func (t *Table) Pass(socket uint64, h Hand) {
 func (t *Table) Get(socket uint64) (Entry, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := t.records[socket]
+	r := t.record(socket)
 	if r == nil {
 		return Entry{}, false
 	}
-	return r.copy(), true
+	return r.Entry, true
 }
 
 // Has reports whether there is an entry of a socket.
@@ -117,8 +129,8 @@ func (t *Table) Sockets(match func(*Entry) bool) []uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var all []uint64
-	for socket, r := range t.records {
-		if match == nil || match(&r.Entry) {
+	for socket, p := range t.records {
+		if match == nil || match(&p.unpack().Entry) {
 			all = append(all, socket)
 		}
 	}
@@ -131,13 +143,13 @@ func (t *Table) Totals() Totals {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.totals
-	for _, r := range t.records {
-		if r.Condition != Live {
+	for _, p := range t.records {
+		if conditions[p.condition] != Live {
 			n.Over++
 			continue
 		}
 		n.Live++
-		switch read, write := r.Read.Place, r.Write.Place; {
+		switch read, write := places[p.read.place], places[p.write.place]; {
 		case read == Unknown || write == Unknown:
 			n.Unknown++
 		case read != write:
@@ -147,7 +159,7 @@ func (t *Table) Totals() Totals {
 		default:
 			n.Software++
 		}
-		if r.Degraded() {
+		if p.read.degraded != nil || p.write.degraded != nil {
 			n.Degraded++
 		}
 	}
@@ -165,8 +177,8 @@ func (t *Table) Destroyed(socket uint64) {
 func (t *Table) Keep(socket uint64, k Kept) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r := t.records[socket]; r != nil && r.Condition == Live {
-		r.kept, r.lent = k, false
+	if p := t.records[socket]; p != nil && conditions[p.condition] == Live {
+		p.kept, p.lent = k, false
 	} else {
 		k.Destroy()
 	}
@@ -183,15 +195,15 @@ var (
 func (t *Table) Borrow(socket uint64) (Kept, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := t.records[socket]
+	p := t.records[socket]
 	switch {
-	case r == nil || r.kept == nil && !r.lent:
+	case p == nil || p.kept == nil && !p.lent:
 		return nil, ErrNotKept
-	case r.lent:
+	case p.lent:
 		return nil, ErrLent
 	}
-	k := r.kept
-	r.kept, r.lent = nil, true
+	k := p.kept
+	p.kept, p.lent = nil, true
 	return k, nil
 }
 
@@ -199,18 +211,18 @@ func (t *Table) Borrow(socket uint64) (Kept, error) {
 func (t *Table) Rekeyed(socket uint64, readEpoch, writeEpoch uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := t.records[socket]
-	if r == nil {
+	p := t.records[socket]
+	if p == nil {
 		return
 	}
-	t.totals.ReadKeys += r.Read.rekeyed(readEpoch)
-	t.totals.WriteKeys += r.Write.rekeyed(writeEpoch)
+	t.totals.ReadKeys += p.read.rekeyed(readEpoch)
+	t.totals.WriteKeys += p.write.rekeyed(writeEpoch)
 }
 
-func (k *Key) rekeyed(epoch uint32) uint64 {
-	n := epoch - k.Epoch
+func (k *packedKey) rekeyed(epoch uint32) uint64 {
+	n := epoch - k.epoch
 	if n > 0 {
-		k.Epoch, k.Since = epoch, time.Now()
+		k.epoch, k.since = epoch, time.Now().UnixNano()
 	}
 	return uint64(n)
 }
@@ -223,16 +235,16 @@ func (t *Table) Unfollowed() {
 }
 
 // drop destroys what is kept. The caller holds mu.
-func (r *record) drop() {
-	if r.kept != nil {
-		r.kept.Destroy()
-		r.kept = nil
+func (p *packed) drop() {
+	if p.kept != nil {
+		p.kept.Destroy()
+		p.kept = nil
 	}
 }
 
 func (t *Table) end(socket uint64) {
-	if r, ok := t.records[socket]; ok {
-		r.drop()
+	if p, ok := t.records[socket]; ok {
+		p.drop()
 		delete(t.records, socket)
 		t.totals.Ended++
 	}
@@ -259,9 +271,9 @@ func (t *Table) missing(census *Census) []record {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var all []record
-	for socket, r := range t.records {
-		if _, there := census.TLS[socket]; !there && (r.Condition == Live || census.Lost) {
-			all = append(all, *r)
+	for socket, p := range t.records {
+		if _, there := census.TLS[socket]; !there && (conditions[p.condition] == Live || census.Lost) {
+			all = append(all, *p.unpack())
 		}
 	}
 	return all
@@ -272,15 +284,15 @@ func (t *Table) gone(socket uint64, lost bool) {
 	defer t.mu.Unlock()
 	if lost {
 		t.end(socket)
-	} else if r := t.records[socket]; r != nil && r.Condition == Live {
-		r.over(Closed)
+	} else if p := t.records[socket]; p != nil && conditions[p.condition] == Live {
+		p.end(Closed)
 	}
 }
 
-func (r *record) over(c Condition) {
-	now := time.Now()
-	r.Condition, r.Over = c, &now
-	r.drop()
+// end notes that the connection is no more live. The caller holds mu.
+func (p *packed) end(c Condition) {
+	p.condition, p.over = uint8(slices.Index(conditions[:], c)), time.Now().UnixNano()
+	p.drop()
 }
 
 // Foreign counts the sockets of a census that have keys and are not in the table.
