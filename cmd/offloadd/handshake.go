@@ -61,6 +61,7 @@ type worker struct {
 // newWorker takes the channel and confines the process, before anything is read. With
 // the channel the runtime's poller is made, which needs descriptors of its own.
 func newWorker(env *environment) (*worker, error) {
+	roomyHeap()
 	daemonPID := os.Getppid()
 	if err := checkUnprivileged(); err != nil {
 		return nil, machineError("handshake worker: %w", err)

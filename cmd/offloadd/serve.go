@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -96,6 +97,7 @@ type daemon struct {
 	listeners []*listener
 	// handshakes holds one token per connection between accept and hand-over.
 	handshakes chan struct{}
+	accepted   atomic.Uint64 // connections
 	running    sync.WaitGroup
 	// returns holds one token per connection between application and application, or that
 	// an application asks about.
@@ -182,6 +184,7 @@ func (d *daemon) work(ctx context.Context) error {
 	defer stopPool()
 	go d.guardian.watch(pool)
 	go d.observe(pool)
+	go tendHeap(pool, d.accepted.Load)
 	if err := d.signers.start(pool); err != nil {
 		return err
 	}
@@ -341,6 +344,7 @@ func (l *listener) run(ctx context.Context) {
 			time.Sleep(acceptPause)
 			continue
 		}
+		l.daemon.accepted.Add(1)
 		c := &connection{listener: l, tcp: tcp, accepted: time.Now(), log: l.log}
 		l.daemon.running.Go(func() {
 			defer func() { <-l.daemon.handshakes }()
