@@ -24,6 +24,7 @@ import (
 type plain struct {
 	tcp       *net.TCPConn
 	attendant *ktls.Attendant
+	enter     func(*blob.State) error
 	answers   []blob.Answer
 	read      uint64 // bytes
 	written   uint64
@@ -36,7 +37,7 @@ func newPlain(t testing.TB, k *kept, enter func(*blob.State) error) *plain {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &plain{tcp: k.tcp, attendant: a}
+	return &plain{tcp: k.tcp, attendant: a, enter: enter}
 }
 
 // Read is read(2), and asks where that says EIO.
@@ -66,6 +67,11 @@ func (p *plain) ask(q blob.Question) (blob.Answer, error) {
 		err = errors.Join(err, fmt.Errorf("the verdict is %v", answer.Verdict))
 	}
 	p.answers = append(p.answers, answer)
+	// It rests between two questions, if it can.
+	var parked ktls.Parked
+	if p.attendant.Park(&parked) {
+		p.attendant = parked.Attend(p.enter)
+	}
 	return answer, err
 }
 

@@ -57,8 +57,10 @@ func (l *listener) answer(m *handoff.Message, file *os.File) (blob.Answer, error
 		return refused(err)
 	}
 	defer l.daemon.custody.Keep(m.Cookie, kept)
-	answer, err := kept.attendant.Answer(file, q)
-	read, write := kept.attendant.Epochs()
+	attendant := kept.attend(l.daemon.ledger)
+	defer kept.park(attendant)
+	answer, err := attendant.Answer(file, q)
+	read, write := attendant.Epochs()
 	l.daemon.custody.Rekeyed(m.Cookie, read, write)
 	return answer, err
 }

@@ -123,7 +123,7 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	c.logInstalled(w, &r, info, time.Since(start))
 	c.listener.daemon.metrics.installed(c.facts, info)
 	c.recordCustody(entry, info, start)
-	c.listener.daemon.custody.Keep(c.cookie, &keptConnection{attendant, c.facts, c.accepted})
+	c.listener.daemon.custody.Keep(c.cookie, keep(attendant, c.facts, c.accepted))
 	if err := c.listener.daemon.guardian.ready(c.cookie); err != nil {
 		return stepInstalled, err
 	}

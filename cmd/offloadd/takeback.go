@@ -10,21 +10,10 @@ import (
 	"os"
 	"time"
 
-	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/blob/handoff"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
 	"github.com/offloadd/offloadd/ktls"
 )
-
-// keptConnection is what the daemon keeps of a connection that an application has, to
-// be able to take it back and to change its keys: no key that is in use, and no descriptor.
-type keptConnection struct {
-	attendant *ktls.Attendant
-	facts     *blob.Facts
-	accepted  time.Time
-}
-
-func (k *keptConnection) Destroy() { k.attendant.Destroy() }
 
 // takeBack takes a live connection back from an application and gives it to the next
 // one. Up to the answer it is the application's: whatever fails before leaves it there.
@@ -69,11 +58,13 @@ func (l *listener) regain(m *handoff.Message, file *os.File) (*connection, error
 		fmt.Errorf("waited for %v", time.Duration(l.daemon.config.ApplicationTimeout)))
 	defer cancel()
 	read, written := m.Account()
-	if _, err := kept.attendant.Regain(ctx, tcp, ktls.Account{Read: read, Written: written}); err != nil {
+	attendant := kept.attend(l.daemon.ledger)
+	defer kept.park(attendant)
+	if _, err := attendant.Regain(ctx, tcp, ktls.Account{Read: read, Written: written}); err != nil {
 		tcp.Close()
 		return nil, err
 	}
-	return &connection{listener: l, tcp: tcp, cookie: m.Cookie, facts: kept.facts, accepted: kept.accepted,
+	return &connection{listener: l, tcp: tcp, cookie: m.Cookie, facts: kept.handshakeFacts(), accepted: time.Unix(0, kept.accepted),
 		log: l.log.With("socket", m.Cookie)}, nil
 }
 
