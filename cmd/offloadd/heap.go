@@ -40,8 +40,9 @@ func garbagePercent(live uint64) int {
 }
 
 // tendHeap keeps the daemon's heap roomy while connections come, and small when none do:
-// then what was collected goes back to the system at once. accepted counts connections.
-func tendHeap(ctx context.Context, accepted func() uint64) {
+// then what is alive is moved together, by repack, and the rest goes back to the system at
+// once. accepted counts connections.
+func tendHeap(ctx context.Context, accepted func() uint64, repack func()) {
 	if os.Getenv("GOGC") != "" {
 		return
 	}
@@ -57,6 +58,7 @@ func tendHeap(ctx context.Context, accepted func() uint64) {
 		}
 		n := accepted()
 		if n == before && n != trimmed {
+			repack()
 			debug.FreeOSMemory()
 			trimmed = n
 		}

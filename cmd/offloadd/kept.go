@@ -7,6 +7,7 @@ import (
 	"unique"
 
 	"github.com/offloadd/offloadd/blob"
+	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/ledger"
 	"github.com/offloadd/offloadd/ktls"
 )
@@ -64,6 +65,21 @@ func (k *keptConnection) handshakeFacts() *blob.Facts {
 	f := k.facts.Value()
 	return &blob.Facts{Role: f.role, Version: f.version, Suite: f.suite, Group: f.group, Resumed: f.resumed,
 		ALPN: f.alpn, ServerName: f.serverName, PeerCertificates: k.certificates, PeerVerified: f.verified}
+}
+
+// repack moves what the daemon has of idle connections together, so that the memory in
+// between goes back to the system.
+func (d *daemon) repack() {
+	d.ledger.Repack()
+	d.custody.Repack(func(most int) func(custody.Kept) custody.Kept {
+		all := make([]keptConnection, 0, most)
+		return func(k custody.Kept) custody.Kept {
+			old := k.(*keptConnection)
+			all = append(all, *old)
+			*old = keptConnection{} // with the secrets, which are moved
+			return &all[len(all)-1]
+		}
+	})
 }
 
 func (k *keptConnection) Destroy() {

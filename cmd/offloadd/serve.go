@@ -184,7 +184,7 @@ func (d *daemon) work(ctx context.Context) error {
 	defer stopPool()
 	go d.guardian.watch(pool)
 	go d.observe(pool)
-	go tendHeap(pool, d.accepted.Load)
+	go tendHeap(pool, d.accepted.Load, d.repack)
 	if err := d.signers.start(pool); err != nil {
 		return err
 	}

@@ -92,6 +92,39 @@ func (p *packed) unpack() *record {
 	return r
 }
 
+// Repack moves all records together: what is left of those that came one after another,
+// between what else was allocated and is garbage now, keeps hardly used memory occupied.
+// For what is kept with them, begin is told how many there are at most, and returns what
+// moves one.
+func (t *Table) Repack(begin func(most int) func(Kept) Kept) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	count := 0
+	for _, p := range t.records {
+		count += len(p.read.hands) + len(p.write.hands)
+	}
+	all, hands := make([]packed, 0, len(t.records)), make([]packedHand, 0, count)
+	together := func(h []packedHand) []packedHand {
+		at := len(hands)
+		hands = append(hands, h...)
+		return hands[at:len(hands):len(hands)]
+	}
+	move := begin(len(t.records))
+	for socket, p := range t.records {
+		all = append(all, *p)
+		q := &all[len(all)-1]
+		q.read.hands = together(p.read.hands)
+		q.write.hands = q.read.hands
+		if !slices.Equal(p.read.hands, p.write.hands) {
+			q.write.hands = together(p.write.hands)
+		}
+		if p.kept != nil {
+			q.kept = move(p.kept)
+		}
+		t.records[socket] = q
+	}
+}
+
 func (k *Key) pack() packedKey {
 	hands := make([]packedHand, len(k.Hands))
 	for i, h := range k.Hands {

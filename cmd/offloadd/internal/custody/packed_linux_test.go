@@ -3,8 +3,12 @@
 package custody
 
 import (
+	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 )
@@ -44,6 +48,66 @@ func TestARecordIsUnpackedAsItWasPacked(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// keptNumber is what is kept of a connection, and where.
+type keptNumber struct{ n, destroyed int }
+
+func (k *keptNumber) Destroy() { k.destroyed++ }
+
+func TestRepackingChangesNoRecord(t *testing.T) {
+	table := NewTable(100, slog.New(slog.DiscardHandler))
+	now := time.Unix(1700000000, 0)
+	var want []Entry
+	for i := range 20 {
+		local, peer := netip.MustParseAddrPort("192.0.2.1:443"), netip.AddrPortFrom(netip.MustParseAddr("192.0.2.2"), uint16(i+1))
+		hands := []Hand{{Role: "worker", PID: i, Time: now}, {Role: "daemon", ID: fmt.Sprint(i), Time: now}}
+		key := Key{Place: Software, Since: now, Hands: hands[:1+i%2]}
+		e := Entry{Socket: uint64(i), Condition: Live, Listener: "web", Local: local, Peer: peer, Accepted: now, Read: key, Write: key}
+		if i%3 == 0 {
+			e.Write.Hands = hands
+		}
+		table.put(&record{Entry: e, id: newSocketID(local, peer, 0), added: now})
+		if i%4 != 0 {
+			table.Keep(e.Socket, &keptNumber{n: i})
+		}
+		want = append(want, e)
+	}
+	if _, err := table.Borrow(5); err != nil {
+		t.Fatal(err)
+	}
+	moved := 0
+	for range 2 {
+		table.Repack(func(most int) func(Kept) Kept {
+			if most != len(want) {
+				t.Errorf("%d at most, want %d", most, len(want))
+			}
+			return func(k Kept) Kept { moved++; return &keptNumber{n: k.(*keptNumber).n} }
+		})
+		// One that is changed must not change its neighbours.
+		table.Pass(7, Hand{Role: "application", Time: now})
+		for _, k := range want[7].keys() {
+			k.Hands = append(slices.Clone(k.Hands), Hand{Role: "application", Time: now})
+		}
+		for i, e := range want {
+			if got, ok := table.Get(e.Socket); !ok || !reflect.DeepEqual(got, e) {
+				t.Errorf("%d is %+v,\nwas %+v", i, got, e)
+			}
+			k, err := table.Borrow(e.Socket)
+			switch {
+			case i == 5 && !errors.Is(err, ErrLent), i%4 == 0 && !errors.Is(err, ErrNotKept):
+				t.Error(i, err)
+			case i != 5 && i%4 != 0:
+				if err != nil || k.(*keptNumber).n != i {
+					t.Errorf("%d keeps %v, %v", i, k, err)
+				}
+				table.Keep(e.Socket, k)
+			}
+		}
+	}
+	if moved != 2*14 {
+		t.Errorf("%d moves", moved)
 	}
 }
 

@@ -274,6 +274,23 @@ func (l *Ledger) Forget(cookie uint64) {
 	l.drop(slot{cookie, blob.Write})
 }
 
+// Repack moves all entries together in memory, when nothing else is to be done: they came
+// one after another, between what is garbage now. It changes nothing else.
+func (l *Ledger) Repack() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	count := 0
+	for _, entries := range l.entries {
+		count += len(entries)
+	}
+	all := make([]entry, 0, count)
+	for s, entries := range l.entries {
+		at := len(all)
+		all = append(all, entries...)
+		l.entries[s] = all[at:len(all):len(all)]
+	}
+}
+
 // Stats are numbers for logs.
 type Stats struct {
 	Entries int    // keys of sockets not known to be gone

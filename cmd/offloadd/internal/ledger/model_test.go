@@ -227,6 +227,7 @@ func (m *modelState) moves(f modelFaults, bounds modelBounds) (next []move) {
 		_, known := m.ledger.newest(slot{modelCookie(s), blob.Read})
 		if known && (!m.alive[s] || f.forgetEarly) {
 			add(fmt.Sprint("forget ", s), func(m *modelState) error { m.ledger.Forget(modelCookie(s)); return nil })
+			add(fmt.Sprint("repack ", s), func(m *modelState) error { m.ledger.Repack(); return nil })
 		}
 	}
 	if m.start <= bounds.crashes {
