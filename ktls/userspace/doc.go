@@ -12,6 +12,9 @@
 // [Chooser] puts a connection on the one or the other, by a [Policy], before its states are
 // touched, and says which and why.
 //
+// [Relay] gives a plain unix stream to a program that has neither the kernel's record layer
+// nor the keys, and tells it the end of the connection as exactly as a stream can.
+//
 // What differs follows from where the keys are. They are in this process's memory: the
 // standard library expands them, and nobody can overwrite what it made before the process
 // ends. There is no sendfile and no splice, and whoever else writes to the socket sends
