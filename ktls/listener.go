@@ -8,7 +8,8 @@ import (
 )
 
 // NewListener wraps the connections that inner accepts, which have their keys in
-// the kernel already, as [Conn]. [Conn.NetConn] returns what inner accepted.
+// the kernel already, as [Conn]. [Conn.NetConn] returns what inner accepted. What has a
+// method RelayedTLS is data already, and returned as it is.
 //
 // If a connection cannot be wrapped, it is closed and Accept returns a temporary
 // error, as net.Error defines it: the next Accept may succeed.
@@ -20,6 +21,9 @@ func (l *listener) Accept() (net.Conn, error) {
 	inner, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
+	}
+	if _, ok := inner.(interface{ RelayedTLS() }); ok {
+		return inner, nil
 	}
 	c, err := NewConn(inner)
 	if err != nil {

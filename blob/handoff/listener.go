@@ -53,7 +53,7 @@ type Listener struct {
 	// answers are those who wait for an answer on conn, by cookie; guarded by mu.
 	answers map[uint64]chan *Message
 	// sockets came while nobody was in Accept; guarded by mu.
-	sockets []*Socket
+	sockets []net.Conn
 }
 
 // Times of a Listener that has lost its daemon.
@@ -105,7 +105,7 @@ func (l *Listener) dial() (*Conn, error) {
 	return conn, nil
 }
 
-// Accept returns the next connection, a *Socket.
+// Accept returns the next connection: a *Socket, or a *Plain.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		if s := l.nextSocket(); s != nil {
@@ -137,7 +137,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 }
 
 // nextSocket returns the one that has waited longest, nil if there is none.
-func (l *Listener) nextSocket() *Socket {
+func (l *Listener) nextSocket() net.Conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.sockets) == 0 || l.closed.Err() != nil {
@@ -178,7 +178,7 @@ func (l *Listener) receive(conn *Conn) {
 }
 
 // add puts a socket where Accept finds it.
-func (l *Listener) add(s *Socket) {
+func (l *Listener) add(s net.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed.Err() != nil {
@@ -192,13 +192,16 @@ func (l *Listener) add(s *Socket) {
 	}
 }
 
-func (l *Listener) newSocket(m *Message, file *os.File) (*Socket, error) {
+func (l *Listener) newSocket(m *Message, file *os.File) (net.Conn, error) {
 	if file == nil {
-		return nil, fmt.Errorf("%w: %v, want %v", ErrMalformed, m.Type, Connection)
+		return nil, fmt.Errorf("%w: %v, want %v or %v", ErrMalformed, m.Type, Connection, Relayed)
 	}
 	defer file.Close()
+	if m.Type == Relayed {
+		return newPlain(m, file)
+	}
 	if m.Type != Connection {
-		return nil, fmt.Errorf("%w: %v, want %v", ErrMalformed, m.Type, Connection)
+		return nil, fmt.Errorf("%w: %v, want %v or %v", ErrMalformed, m.Type, Connection, Relayed)
 	}
 	c, err := net.FileConn(file)
 	if err != nil {

@@ -61,6 +61,9 @@ const (
 	Asked
 	// Answered is the blob.Answer. Daemon to application.
 	Answered
+	// Relayed gives a connection whose records are made by a relay: the descriptor is a unix
+	// stream that carries what is in them. Relay to daemon, daemon to application.
+	Relayed
 )
 
 func (t Type) String() string {
@@ -93,12 +96,13 @@ var shapes = [...]shape{
 	Taken:       {name: "taken", cookie: true, body: 1 << 10},
 	Asked:       {name: "asked", descriptor: true, body: questionSize},
 	Answered:    {name: "answered", cookie: true, body: 1 << 10},
+	Relayed:     {name: "relayed", descriptor: true, facts: true, body: connectionSize},
 }
 
 // Message is one message. Which fields are used depends on the type.
 type Message struct {
 	Type Type
-	// Cookie is SO_COOKIE of the connection.
+	// Cookie is SO_COOKIE of the connection; with Relayed, that of the unix stream.
 	Cookie      uint64
 	Read, Write blob.Blob
 	Facts       *blob.Facts
@@ -214,6 +218,8 @@ func (m *Message) bodySize() bool {
 		return n == questionSize
 	case Answered:
 		return n >= answerSize
+	case Relayed:
+		return n == connectionSize
 	}
 	return true
 }

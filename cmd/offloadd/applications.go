@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/offloadd/offloadd/blob/handoff"
@@ -146,7 +147,7 @@ const sendTime = 100 * time.Millisecond
 
 // deliver sends a connection to the next application, and waits for one until ctx
 // ends. The one it is from, if any, gets it only if there is no other by then.
-func (a *applications) deliver(ctx context.Context, m *handoff.Message, tcp *net.TCPConn, from *handoff.Conn) (handoff.Peer, error) {
+func (a *applications) deliver(ctx context.Context, m *handoff.Message, sock syscall.Conn, from *handoff.Conn) (handoff.Peer, error) {
 	for {
 		conn, changed := a.next(from)
 		if conn == nil {
@@ -166,7 +167,7 @@ func (a *applications) deliver(ctx context.Context, m *handoff.Message, tcp *net
 			deadline = soon
 		}
 		conn.SetWriteDeadline(deadline)
-		err := conn.Send(m, tcp)
+		err := conn.Send(m, sock)
 		if err == nil {
 			return conn.Peer(), nil
 		}

@@ -47,6 +47,8 @@ func (l *listener) answer(m *handoff.Message, file *os.File) (blob.Answer, error
 	}
 	kept, err := l.daemon.borrow(m.Cookie)
 	switch {
+	case errors.Is(err, custody.ErrNotKept) && isPlainEnd(file):
+		return refused(errRelayed)
 	case errors.Is(err, custody.ErrNotKept):
 		attendant, err := attendStranger(file)
 		if err != nil {

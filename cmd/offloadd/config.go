@@ -19,6 +19,7 @@ import (
 
 	"github.com/offloadd/offloadd/bpf"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/token"
+	"github.com/offloadd/offloadd/ktls/userspace"
 )
 
 // config is the file that serve reads. Unknown keys are errors.
@@ -62,6 +63,12 @@ type listenerConfig struct {
 	// MinVersion is "1.2" or "1.3".
 	MinVersion string   `toml:"min_version"`
 	ALPN       []string `toml:"alpn"`
+	// KernelTLS is the policy towards the kernel's record layer: require, prefer or never.
+	// What the kernel does not have a relay has, in user space.
+	KernelTLS string `toml:"kernel_tls"`
+	// FollowKeyUpdates, with prefer: of TLS 1.3 the kernel has only what it can change the
+	// keys of.
+	FollowKeyUpdates bool `toml:"follow_key_updates"`
 	// NoTickets disables session tickets, and with them resumption.
 	NoTickets bool `toml:"no_tickets"`
 	// ClientAuth is one of the keys of clientAuthTypes; ClientCA the roots, PEM.
@@ -162,6 +169,9 @@ func (l *listenerConfig) setDefaults() {
 	if l.ClientAuth == "" {
 		l.ClientAuth = "none"
 	}
+	if l.KernelTLS == "" {
+		l.KernelTLS = userspace.Require.String()
+	}
 }
 
 func (c *config) validate() error {
@@ -222,6 +232,12 @@ func (l *listenerConfig) validate() error {
 	if l.MinVersion != "1.2" && l.MinVersion != "1.3" {
 		return fmt.Errorf("min_version = %q, want \"1.2\" or \"1.3\"", l.MinVersion)
 	}
+	if _, err := l.policy(); err != nil {
+		return err
+	}
+	if l.FollowKeyUpdates && l.KernelTLS != userspace.Prefer.String() {
+		return fmt.Errorf("follow_key_updates = true with kernel_tls = %q: it says when %q goes to user space", l.KernelTLS, userspace.Prefer)
+	}
 	auth, ok := clientAuthTypes[l.ClientAuth]
 	if !ok {
 		return fmt.Errorf("client_auth = %q, want none, request, require, verify or require-and-verify", l.ClientAuth)
@@ -246,6 +262,16 @@ func (l *listenerConfig) validate() error {
 		}
 	}
 	return nil
+}
+
+// policy is what KernelTLS says.
+func (l *listenerConfig) policy() (userspace.Policy, error) {
+	for _, p := range []userspace.Policy{userspace.Require, userspace.Prefer, userspace.Never} {
+		if l.KernelTLS == p.String() {
+			return p, nil
+		}
+	}
+	return 0, fmt.Errorf("kernel_tls = %q, want require, prefer or never", l.KernelTLS)
 }
 
 // checkKey checks a key that is in a token.

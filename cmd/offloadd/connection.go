@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"time"
 
 	"github.com/offloadd/offloadd/blob"
@@ -16,6 +17,7 @@ import (
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/custody"
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/ledger"
 	"github.com/offloadd/offloadd/ktls"
+	"github.com/offloadd/offloadd/ktls/userspace"
 )
 
 var (
@@ -32,6 +34,8 @@ type connection struct {
 	facts    *blob.Facts
 	accepted time.Time
 	log      *slog.Logger
+	// plain is what an application gets of a connection that is relayed, else nil.
+	plain *os.File
 	// inClear is closed if the guards stop bytes in clear; nil without guards.
 	inClear <-chan struct{}
 }
@@ -41,6 +45,7 @@ type connection struct {
 // keys can change it keeps the secrets that the next ones come from.
 func (c *connection) serve(ctx context.Context) {
 	defer c.tcp.Close()
+	defer c.closePlain()
 	defer func() { c.listener.daemon.guardian.settled(c.cookie) }()
 	reached := c.listener.daemon.env.reached
 	reached(stepAccepted)
@@ -74,6 +79,9 @@ func (c *connection) attach() (err error) {
 	if c.inClear, err = c.listener.daemon.guardian.pending(c.cookie); err != nil {
 		return err
 	}
+	if c.listener.chooser.Policy != userspace.Require {
+		return nil // the chooser does, or says why not
+	}
 	return ktls.Attach(c.tcp)
 }
 
@@ -97,6 +105,10 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	c.listener.daemon.metrics.handshakes.Observe(time.Since(offered).Seconds())
 	reached(stepOpened)
 	c.facts = r.facts
+	var cannot error
+	if c.listener.chooser.Policy != userspace.Require {
+		cannot = c.listener.chooser.KernelCannot(c.tcp, c.facts.Suite)
+	}
 	// Before the install, never after: a daemon that dies in between has at most
 	// entered a key that nobody has.
 	start := time.Now()
@@ -109,6 +121,9 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	}
 	r.enterTime = time.Since(start)
 	reached(stepEntered)
+	if cannot != nil {
+		return c.relayed(ctx, w, &r, entered, cannot)
+	}
 	start = time.Now()
 	read, write := entered.Take()
 	entry := c.custodyEntry(w, read.Epoch, write.Epoch)
@@ -189,16 +204,21 @@ func (c *connection) logEnded(at step, err error) {
 }
 
 func (c *connection) logInstalled(w *workerProcess, r *reply, info ktls.Info, install time.Duration) {
-	c.log.Info("installed",
-		"peer", c.tcp.RemoteAddr().String(),
-		"version", r.facts.Version.String(), "suite", r.facts.Suite.String(), "group", groupName(r.facts.Group),
-		"resumed", r.facts.Resumed, "alpn", r.facts.ALPN, "server_name", r.facts.ServerName,
-		"peer_certificates", len(r.facts.PeerCertificates), "peer_verified", r.facts.PeerVerified,
+	c.log.Info("installed", append(c.agreed(),
 		"tx", info.TX.String(), "rx", info.RX.String(), "path_reason", info.Reason, "no_pad", info.NoPad,
 		"worker_pid", w.cmd.Process.Pid, "sealer", w.opener.ID().String(),
 		"read_blob_bytes", r.readSize, "write_blob_bytes", r.writeSize,
 		"open_us", r.openTime.Microseconds(), "enter_us", r.enterTime.Microseconds(), "install_us", install.Microseconds(),
-		"accept_to_installed_us", time.Since(c.accepted).Microseconds())
+		"accept_to_installed_us", time.Since(c.accepted).Microseconds())...)
+}
+
+// agreed is what was agreed on, for a log.
+func (c *connection) agreed() []any {
+	f := c.facts
+	return []any{"peer", c.tcp.RemoteAddr().String(),
+		"version", f.Version.String(), "suite", f.Suite.String(), "group", groupName(f.Group),
+		"resumed", f.Resumed, "alpn", f.ALPN, "server_name", f.ServerName,
+		"peer_certificates", len(f.PeerCertificates), "peer_verified", f.PeerVerified}
 }
 
 // deliver gives the socket to an application, other than the one that gave it back, if
@@ -217,7 +237,11 @@ func (c *connection) tryDeliver(ctx context.Context, from *handoff.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.listener.daemon.config.ApplicationTimeout))
 	defer cancel()
 	start := time.Now()
-	peer, err := c.listener.applications.deliver(ctx, &handoff.Message{Type: handoff.Connection, Cookie: c.cookie, Facts: c.facts}, c.tcp, from)
+	m, sock, err := c.handOver()
+	if err != nil {
+		return err
+	}
+	peer, err := c.listener.applications.deliver(ctx, m, sock, from)
 	if err != nil {
 		return err
 	}
@@ -230,6 +254,10 @@ func (c *connection) tryDeliver(ctx context.Context, from *handoff.Conn) error {
 
 // closeNotify ends a connection whose keys are installed but which nobody took.
 func (c *connection) closeNotify() {
+	if c.plain != nil {
+		c.closePlain() // and the relay does the rest
+		return
+	}
 	conn, err := ktls.NewConn(c.tcp)
 	if err == nil {
 		err = conn.Close()

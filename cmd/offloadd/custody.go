@@ -87,6 +87,10 @@ func (c *connection) recordCustody(e custody.Entry, info ktls.Info, importBegan 
 			d.key.Place, d.key.Reason = custody.Unknown, info.Reason
 		}
 	}
+	c.addCustody(e, importBegan)
+}
+
+func (c *connection) addCustody(e custody.Entry, importBegan time.Time) {
 	// That the table is full it says itself.
 	if err := c.listener.daemon.custody.Add(c.tcp, e, importBegan); err != nil && !errors.Is(err, custody.ErrFull) {
 		c.log.Warn("the connection is not in the custody table", "error", err)

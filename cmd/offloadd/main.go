@@ -107,7 +107,7 @@ application, which reads and writes plain bytes.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError("%v; see %q", err, c.CommandPath()+" --help")
 	})
-	root.AddCommand(serveCommand(env), handshakeCommand(env), signCommand(env), checkCommand(env), inspectCommand(env),
+	root.AddCommand(serveCommand(env), handshakeCommand(env), relayCommand(env), signCommand(env), checkCommand(env), inspectCommand(env),
 		statusCommand(env), topCommand(env), revokeCommand(env), demoCommand(env), demoApplicationCommand(env), bpfCommand(env),
 		inetdCommand(env))
 	for _, c := range root.Commands() {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/ktls"
+	"github.com/offloadd/offloadd/ktls/userspace"
 )
 
 // metrics counts what the daemon does, whether anybody asks for it or not. No label
@@ -34,6 +35,7 @@ type metrics struct {
 	alarms     prometheus.Counter
 	events     *prometheus.CounterVec
 	answers    *prometheus.CounterVec
+	relays     *prometheus.CounterVec
 }
 
 const metricsPrefix = "offloadd_"
@@ -57,8 +59,9 @@ func newMetrics() *metrics {
 		alarms:     prometheus.NewCounter(prometheus.CounterOpts{Name: metricsPrefix + "key_alarms_total", Help: "Keys of this network namespace that came near the number of records that they may protect."}),
 		events:     counter("observer_events_total", "Events of the observer that the daemon read, by kind.", "kind"),
 		answers:    counter("answers_total", "Questions of applications about their connections, by the verdict.", "verdict"),
+		relays:     counter("relayed_total", "Connections whose records a relay makes, by why the kernel does not.", "version", "suite", "reason"),
 	}
-	m.registry.MustRegister(m.installs, m.failures, m.handshakes, m.handoffs, m.alarms, m.events, m.answers,
+	m.registry.MustRegister(m.installs, m.failures, m.handshakes, m.handoffs, m.alarms, m.events, m.answers, m.relays,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -80,6 +83,29 @@ func modeLabel(m ktls.Mode) string {
 
 func (m *metrics) failed(at step) {
 	m.failures.WithLabelValues(strings.ReplaceAll(string(at), " ", "_")).Inc()
+}
+
+// relayed counts a connection that the kernel does not have.
+func (m *metrics) relayed(facts *blob.Facts, reason error) {
+	m.relays.WithLabelValues(facts.Version.String(), facts.Suite.String(), reasonLabel(reason)).Inc()
+}
+
+func reasonLabel(reason error) string {
+	for _, r := range []struct {
+		err   error
+		label string
+	}{
+		{userspace.ErrPolicy, "policy"},
+		{ktls.ErrNoTLS, "no_kernel_tls"},
+		{ktls.ErrSuite, "suite"},
+		{ktls.ErrNotSupported, "key_updates"},
+		{ktls.ErrPeerClosed, "peer_closed"},
+	} {
+		if errors.Is(reason, r.err) {
+			return r.label
+		}
+	}
+	return "other"
 }
 
 // answered counts the answer to a question.

@@ -76,6 +76,8 @@ func placeLabel(p custody.Place) string {
 		return "software"
 	case custody.Device:
 		return "device"
+	case custody.UserSpace:
+		return "user_space"
 	}
 	return "unknown"
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/offloadd/offloadd/cmd/offloadd/internal/ledger"
 	"github.com/offloadd/offloadd/handshaker"
 	"github.com/offloadd/offloadd/ktls"
+	"github.com/offloadd/offloadd/ktls/userspace"
 )
 
 // acceptPause is the wait after a failed accept, which mostly means that
@@ -87,6 +89,7 @@ type daemon struct {
 	// key opens blobs; its instance names this start.
 	key       *blob.PrivateKey
 	pool      *pool
+	relays    *relays
 	signers   *signerKeeper
 	guardian  *guardian
 	settings  ktls.Settings // of every connection's keys
@@ -110,6 +113,7 @@ type listener struct {
 	daemon       *daemon
 	tcp          *net.TCPListener
 	applications *applications
+	chooser      *userspace.Chooser // which record layer connections get
 	log          *slog.Logger
 }
 
@@ -172,6 +176,7 @@ func newDaemon(env *environment, config *config, log *slog.Logger) (*daemon, err
 		return nil, err
 	}
 	d.pool.guardian = d.guardian
+	d.relays = &relays{pool: d.pool}
 	if d.signers != nil {
 		d.signers.guardian = d.guardian
 	}
@@ -196,7 +201,7 @@ func (d *daemon) work(ctx context.Context) error {
 		return err
 	}
 	for _, l := range d.listeners {
-		d.log.Info("listening", "listener", l.Name, "address", l.tcp.Addr().String(), "application_socket", l.Application)
+		d.log.Info("listening", "listener", l.Name, "address", l.tcp.Addr().String(), "application_socket", l.Application, "kernel_tls", l.KernelTLS)
 		d.running.Go(func() { l.run(ctx) })
 		go l.applications.run()
 	}
@@ -213,6 +218,7 @@ func (d *daemon) work(ctx context.Context) error {
 	d.wait(drained)
 	stopPool()
 	d.pool.stop(drained)
+	d.relays.leave()
 	return nil
 }
 
@@ -248,8 +254,8 @@ func ready(config *config) (uid, gid uint32, err error) {
 	if err := shield(); err != nil {
 		return 0, 0, err
 	}
-	if err := kernelReady(); err != nil {
-		return 0, 0, machineError("kernel TLS: %w; \"offloadd check\" tells more", err)
+	if err := kernelReady(); err != nil && slices.ContainsFunc(config.Listeners, func(l listenerConfig) bool { return l.KernelTLS == userspace.Require.String() }) {
+		return 0, 0, machineError("kernel TLS: %w; \"offloadd check\" tells more. With kernel_tls = \"prefer\" a listener goes on in user space", err)
 	}
 	return uid, gid, nil
 }
@@ -278,6 +284,11 @@ func kernelReady() error {
 func (d *daemon) listen(ctx context.Context) error {
 	for i := range d.config.Listeners {
 		l := &listener{listenerConfig: &d.config.Listeners[i], daemon: d}
+		policy, err := l.policy()
+		if err != nil {
+			return err
+		}
+		l.chooser = &userspace.Chooser{Policy: policy, FollowKeyUpdates: l.FollowKeyUpdates}
 		l.log = d.log.With("listener", l.Name)
 		if err := l.listen(ctx); err != nil {
 			return fmt.Errorf("listener %q: %w", l.Name, err)

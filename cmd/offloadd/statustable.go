@@ -126,6 +126,9 @@ func (s *statusTable) end(d *controlSummary) error {
 func printTotals(w io.Writer, d *controlSummary) {
 	n := d.Totals
 	fmt.Fprintf(w, "%d live: %d in a device, %d in part, %d in kernel software", n.Live, n.Device, n.Mixed, n.Software)
+	if n.UserSpace > 0 {
+		fmt.Fprintf(w, ", %d in user space", n.UserSpace)
+	}
 	if n.Unknown > 0 {
 		fmt.Fprintf(w, ", %d unknown", n.Unknown)
 	}

@@ -46,6 +46,7 @@ func (l *listener) takeBack(from *handoff.Conn, m *handoff.Message, file *os.Fil
 func (l *listener) regain(m *handoff.Message, file *os.File) (*connection, error) {
 	kept, err := l.daemon.borrow(m.Cookie)
 	if err != nil {
+		err = notKept(file, err)
 		file.Close()
 		return nil, err
 	}

@@ -105,7 +105,7 @@ func (c *Chooser) open(inner net.Conn, tcp *net.TCPConn, read, write *blob.State
 	if err := ktls.CheckStates(tcp, read, write); err != nil {
 		return nil, fmt.Errorf("take over TLS keys: %w", err)
 	}
-	reason := c.kernelCannot(tcp, read.Suite)
+	reason := c.KernelCannot(tcp, read.Suite)
 	switch {
 	case reason == nil:
 		return openInKernel(tcp, read, write)
@@ -132,11 +132,11 @@ func openInKernel(tcp *net.TCPConn, read, write *blob.State) (*Choice, error) {
 	return &Choice{Layer: conn, Info: info}, nil
 }
 
-// kernelCannot says why the kernel cannot have a connection of the suite, or nil. The ULP
+// KernelCannot says why the kernel cannot have a connection of the suite, or nil. The ULP
 // is put on its socket: without that, a peer which sends its FIN right now would make the
 // installation fail when the states are gone. A socket with the ULP and without keys
 // carries what is written to it, which are our records.
-func (c *Chooser) kernelCannot(tcp *net.TCPConn, suite blob.CipherSuite) error {
+func (c *Chooser) KernelCannot(tcp *net.TCPConn, suite blob.CipherSuite) error {
 	switch c.Policy {
 	case Require, Prefer:
 	case Never:

@@ -16,6 +16,8 @@ const (
 	Device   Place = "device"
 	Software Place = "kernel software"
 	Unknown  Place = "unknown"
+	// UserSpace is the memory of a relay.
+	UserSpace Place = "user space"
 )
 
 // Hand is a process that a key, or the socket with the key in it, went through.
@@ -101,8 +103,10 @@ type Totals struct {
 	Device   int `json:"device"`
 	Mixed    int `json:"mixed"` // one key in a device, one in the kernel
 	Software int `json:"kernel_software"`
-	Unknown  int `json:"unknown"`
-	Degraded int `json:"degraded"`
+	// UserSpace: a relay makes the records.
+	UserSpace int `json:"user_space"`
+	Unknown   int `json:"unknown"`
+	Degraded  int `json:"degraded"`
 
 	Ended        uint64 `json:"ended"`
 	Revoked      uint64 `json:"revoked"`

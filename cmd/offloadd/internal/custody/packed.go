@@ -54,7 +54,7 @@ type identity struct{ role, id string }
 
 // The numbers of places and conditions are their indices; 0 is that of one not known here.
 var (
-	places     = [...]Place{Unknown, Software, Device}
+	places     = [...]Place{Unknown, Software, Device, UserSpace}
 	conditions = [...]Condition{Live, Closed, Revoked}
 )
 

@@ -156,6 +156,8 @@ func (t *Table) Totals() Totals {
 			n.Mixed++
 		case read == Device:
 			n.Device++
+		case read == UserSpace:
+			n.UserSpace++
 		default:
 			n.Software++
 		}
