@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -102,6 +104,7 @@ func check(ctx context.Context, workerUser, bpfDir string) (*checkReport, error)
 		}
 	}
 	if ulp == nil {
+		r.addRelayed(features)
 		r.addUnfollowed()
 		r.addOffload(features.Devices)
 		r.addGuards(bpfDir)
@@ -136,6 +139,24 @@ func (r *checkReport) addOffload(devices []ktls.Device) {
 	}
 	r.add("TLS in a network device", err, false, "a NIC with TLS offload (TLS 1.2, AES-GCM) and \"ethtool -K DEV tls-hw-tx-offload on tls-hw-rx-offload on\"; "+
 		"where they are modules, load ctr and ghash_generic too: without them the kernel offers no write key to a device")
+}
+
+// addRelayed says which connections go to user space here, where a listener lets them.
+func (r *checkReport) addRelayed(features *ktls.Features) {
+	var lacking []string
+	for _, s := range blob.CipherSuites() {
+		if name := ktls.SuiteFeature(s); features.Err(name) != nil && !slices.Contains(lacking, name) {
+			lacking = append(lacking, name)
+		}
+	}
+	if features.Err(ktls.FeatureRekeyTX) != nil || features.Err(ktls.FeatureRekeyRX) != nil {
+		lacking = append(lacking, "all of TLS 1.3 with follow_key_updates = true")
+	}
+	line := r.add("every connection can be the kernel's", nil, false, "")
+	if len(lacking) > 0 {
+		line.State = "no"
+		line.Detail = "kernel_tls = \"prefer\" has a relay make the records of: " + strings.Join(lacking, ", ")
+	}
 }
 
 // neededFeatures: the ULP, and every suite, since the client chooses among them

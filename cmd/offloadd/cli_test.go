@@ -28,7 +28,7 @@ func TestEveryCommandExplainsItselfWithAnExample(t *testing.T) {
 	if code != exitOK {
 		t.Fatalf("offloadd --help exits with %d", code)
 	}
-	for _, c := range []string{"bpf", "check", "demo", "handshake", "inetd", "inspect", "revoke", "serve", "sign", "status"} {
+	for _, c := range []string{"bpf", "check", "demo", "handshake", "inetd", "inspect", "relay", "revoke", "serve", "sign", "status"} {
 		if !strings.Contains(help, "\n  "+c+" ") {
 			t.Errorf("offloadd --help does not name %s", c)
 		}
@@ -175,6 +175,10 @@ func TestWithoutKernelTLS(t *testing.T) {
 		if l.Name == ktls.FeatureULP && (l.State != "no" || !l.Needed || l.Remedy == "") {
 			t.Errorf("line %+v", l)
 		}
+	}
+	code, _, stderr = call("", "serve", "--listen", "127.0.0.1:0", "--certificate", "c", "--key", "k", "--worker-user", "60601")
+	if code != exitMachine || !strings.Contains(stderr, `kernel_tls = "prefer"`) {
+		t.Errorf("exit %d: %s", code, stderr)
 	}
 	for _, args := range [][]string{
 		{"serve", "--listen", "127.0.0.1:0", "--certificate", "c", "--key", "k", "--worker-user", "60601"},

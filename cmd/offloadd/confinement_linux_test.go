@@ -56,12 +56,12 @@ func prisonerProcess(env *environment, name string) int {
 		fmt.Fprintln(env.stderr, err)
 		return 1
 	}
-	w, err := newWorker(env)
+	channel, err := prisonerChannel(env)
 	if err != nil {
 		fmt.Fprintln(env.stderr, err)
 		return 1
 	}
-	_, sock, err := w.channel.Receive()
+	_, sock, err := channel.Receive()
 	if err != nil {
 		fmt.Fprintln(env.stderr, err)
 		return 1
@@ -84,16 +84,33 @@ func prisonerProcess(env *environment, name string) int {
 	return 0
 }
 
+// prisonerChannel enters the confinement of the role.
+func prisonerChannel(env *environment) (*handoff.Conn, error) {
+	if os.Args[1] == "relay" {
+		r, err := newRelay(env)
+		if err != nil {
+			return nil, err
+		}
+		return r.channel, nil
+	}
+	w, err := newWorker(env)
+	if err != nil {
+		return nil, err
+	}
+	return w.channel, nil
+}
+
 // prison starts processes that make attempts.
 type prison struct {
 	prisoner
 	connection *ktlstest.Pair
 	environ    []string
+	role       string // handshake or relay
 }
 
 func newPrison(t testing.TB, daemon int) *prison {
 	t.Helper()
-	p := &prison{connection: ktlstest.Installed(t, blob.TLS_AES_128_GCM_SHA256), environ: []string{envRole + "=1"}}
+	p := &prison{connection: ktlstest.Installed(t, blob.TLS_AES_128_GCM_SHA256), environ: []string{envRole + "=1"}, role: "handshake"}
 	p.Daemon, p.Abstract = daemon, fmt.Sprintf("@offloadd-test-%d", os.Getpid())
 	abstract, err := net.Listen("unix", p.Abstract)
 	if err != nil {
@@ -131,7 +148,7 @@ func (p *prison) outcome(t testing.TB, name, leaveOut string) (outcome, stderr s
 		t.Fatal(err)
 	}
 	var out, words bytes.Buffer
-	cmd := exec.CommandContext(testContext(t), "/proc/self/exe", "handshake")
+	cmd := exec.CommandContext(testContext(t), "/proc/self/exe", p.role)
 	cmd.Env = append(p.environ, envAttempt+"="+name, envLeaveOut+"="+leaveOut, envPrisoner+"="+string(about))
 	cmd.Stdout, cmd.Stderr = &out, &words
 	cmd.ExtraFiles = []*os.File{theirs}
@@ -177,6 +194,25 @@ func TestAWorkerThatWasTakenOverCanDoNothingElse(t *testing.T) {
 			}
 			if got, words := p.outcome(t, name, without); got != a.free {
 				t.Errorf("without confinement: %s, want %s\n%s", got, a.free, words)
+			}
+		})
+	}
+}
+
+// TestARelayThatWasTakenOverCanDoNothingElse: what a worker cannot do, but for a pair of unix
+// streams.
+func TestARelayThatWasTakenOverCanDoNothingElse(t *testing.T) {
+	requireDaemon(t)
+	d := startDaemon(t, sharedIdentity(t), daemonOptions{settings: "workers = 1"})
+	p := newPrison(t, d.cmd.Process.Pid)
+	p.role = "relay"
+	attempts := descriptorAttempts()
+	maps.Copy(attempts, processAttempts())
+	for name, a := range attempts {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if got, words := p.outcome(t, name, ""); got != a.confined {
+				t.Errorf("confined: %s, want %s\n%s", got, a.confined, words)
 			}
 		})
 	}

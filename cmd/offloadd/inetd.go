@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os/exec"
@@ -128,8 +127,11 @@ func (l *launcher) accept(ctx, running context.Context) error {
 		}
 		socket, ok := c.(*handoff.Socket)
 		if !ok {
+			// A program that fails must be able to end its connection by a reset, and a relay
+			// takes each end of the plain stream for a proper one.
+			l.log.Error("connection dropped: its records are made by a relay; give inetd a listener with kernel_tls = \"require\"", "peer", c.RemoteAddr())
 			c.Close()
-			return fmt.Errorf("the daemon's connection is a %T", c)
+			continue
 		}
 		if ctx.Err() != nil {
 			l.giveBack(socket)

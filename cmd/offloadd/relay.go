@@ -164,7 +164,7 @@ func (r *relay) open(m *handoff.Message, sock *os.File) (*userspace.Conn, error)
 		conn.Close()
 		return nil, fmt.Errorf("open the write key: %w", err)
 	}
-	layer, err := userspace.NewConn(conn, read, write)
+	layer, err := userspace.NewCheckedConn(conn, read, write)
 	if err != nil {
 		conn.Close()
 	}

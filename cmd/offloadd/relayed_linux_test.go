@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -127,6 +128,21 @@ func checkRelayedShown(t *testing.T, d *testDaemon, e custody.Entry, reason stri
 	}
 }
 
+func TestWithoutKernelTLSAListenerThatOnlyPrefersItGoesOn(t *testing.T) {
+	if kernelReady() == nil {
+		t.Skip("this kernel has TLS")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("serve needs root")
+	}
+	d := startDaemon(t, sharedIdentity(t), daemonOptions{settings: "workers = 1", listener: `kernel_tls = "prefer"`})
+	d.serveApplication(echo)
+	conn := d.mustEcho()
+	checkRelayedShown(t, d, d.status().Connections[0], ktls.ErrNoTLS.Error())
+	conn.Close()
+	d.waitStatus("empty", func(s statusJSONOf) bool { return s.Daemon.Totals == custody.Totals{Ended: 1} })
+}
+
 // relaying starts a daemon that relays all, and returns what its application accepts.
 func relaying(t *testing.T, settings string) (*testDaemon, <-chan *handoff.Plain) {
 	t.Helper()
@@ -152,7 +168,12 @@ func dialRelayed(t *testing.T, d *testDaemon, accepted <-chan *handoff.Plain) (*
 	if _, err := c.Write([]byte("hello")); err != nil {
 		t.Fatal(err)
 	}
-	plain := <-accepted
+	var plain *handoff.Plain
+	select {
+	case plain = <-accepted:
+	case <-time.After(30 * time.Second):
+		t.Fatalf("no application got the connection\n%s", d.log.dump())
+	}
 	t.Cleanup(func() { plain.Close() })
 	if _, err := io.ReadFull(plain, make([]byte, 5)); err != nil {
 		t.Fatal(err)

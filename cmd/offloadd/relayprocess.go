@@ -15,6 +15,7 @@ import (
 	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/blob/handoff"
 	"github.com/offloadd/offloadd/bpf"
+	"github.com/offloadd/offloadd/ktls"
 )
 
 var (
@@ -60,6 +61,10 @@ type relayed struct {
 func (r *relays) relay(ctx context.Context, c *connection, read, write *blob.State) (*os.File, *relayProcess, error) {
 	defer read.Destroy()
 	defer write.Destroy()
+	// The relay may not ask.
+	if err := ktls.CheckStates(c.tcp, read, write); err != nil {
+		return nil, nil, err
+	}
 	p, err := r.take()
 	if err != nil {
 		return nil, nil, err

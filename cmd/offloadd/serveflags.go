@@ -34,6 +34,7 @@ func (s *serveFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&l.MinVersion, "min-version", "1.2", "lowest TLS `version`: 1.2 or 1.3")
 	f.StringVar(&l.ClientAuth, "client-auth", "none", "client certificates: none, request, require, verify or require-and-verify")
 	f.StringVar(&l.ClientCA, "client-ca", "", "roots to verify client certificates with, a PEM `file`")
+	f.StringVar(&l.KernelTLS, "kernel-tls", "require", "the kernel's record layer: require, prefer (and user space where it cannot) or never")
 	f.BoolVar(&s.noTickets, "no-tickets", false, "no session tickets, so no resumption")
 	f.VisitAll(func(f *pflag.Flag) {
 		if f.Name != "config" && f.Name != "log" {
@@ -71,6 +72,7 @@ func (s *serveFlags) config(path string, given func(string) bool) (*config, erro
 			return nil, usageError("without --config, serve needs --listen, --certificate and --key; see \"offloadd serve --help\"")
 		}
 		l.Name, l.NoTickets = "default", s.noTickets
+		l.setDefaults()
 		l.Certificates = []certificateConfig{{Chain: s.certificate, Key: s.key}}
 		if abs, err := filepath.Abs(l.Application); err == nil {
 			l.Application = abs

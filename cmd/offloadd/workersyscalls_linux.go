@@ -31,15 +31,14 @@ func workerConfinement() confinement {
 
 // relayConfinement is that of "offloadd relay": what a worker has, and what carries data
 // between a TCP connection and a unix stream. The one descriptor that it makes itself is a
-// pair of unix streams. Of level SOL_TLS it may ask, to refuse a socket with keys, and not set.
+// pair of unix streams. There is no
+// level SOL_TLS here either.
 func relayConfinement() confinement {
 	worker := workerConfinement()
 	return confinement{role: "relay", syscalls: slices.Concat(worker.syscalls,
 		allow(unix.SYS_PPOLL, unix.SYS_SHUTDOWN),
 		allowIf(unix.SYS_SOCKETPAIR, is(0, unix.AF_UNIX), is(1, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)),
 		allowIf(unix.SYS_IOCTL, is(1, unix.SIOCOUTQ)),
-		allowIf(unix.SYS_GETSOCKOPT, is(1, unix.SOL_TLS)),
-		allowIf(unix.SYS_GETSOCKOPT, is(1, unix.SOL_TCP)),
 		allowIf(unix.SYS_SETSOCKOPT, is(1, unix.SOL_SOCKET), is(2, unix.SO_LINGER)),
 	)}
 }

@@ -51,14 +51,29 @@ type Conn struct {
 // with the connection, which the caller closes. It refuses states of another socket, and a
 // socket that has keys in the kernel.
 func NewConn(inner net.Conn, read, write *blob.State) (*Conn, error) {
+	tcp, err := ktls.TCPConn(inner)
+	if err == nil {
+		if err = ktls.CheckStates(tcp, read, write); err != nil {
+			err = fmt.Errorf("take over TLS keys: %w", err)
+		}
+	}
+	if err != nil {
+		read.Destroy()
+		write.Destroy()
+		return nil, err
+	}
+	return NewCheckedConn(inner, read, write)
+}
+
+// NewCheckedConn is NewConn for states and a socket that ktls.CheckStates has passed in the
+// process which they come from: where a guard keeps others from asking for keys, it alone
+// can tell that there are none.
+func NewCheckedConn(inner net.Conn, read, write *blob.State) (*Conn, error) {
 	defer read.Destroy()
 	defer write.Destroy()
 	tcp, err := ktls.TCPConn(inner)
 	if err != nil {
 		return nil, err
-	}
-	if err := ktls.CheckStates(tcp, read, write); err != nil {
-		return nil, fmt.Errorf("take over TLS keys: %w", err)
 	}
 	c := &Conn{inner: inner, tcp: tcp, version: read.Version}
 	c.in.rules = ktls.NewRules(c.version)

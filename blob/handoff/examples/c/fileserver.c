@@ -69,8 +69,8 @@ static int next_connection(int channel)
 	}
 	size_t size;
 	int fd;
-	do fd = receive(channel, message, &size);
-	while (message[1] != CONNECTION || fd < 0);
+	while (fd = receive(channel, message, &size), message[1] != CONNECTION || fd < 0)
+		if (fd >= 0) close(fd);                                   /* of a relay: see section 9 */
 	return fd;
 }
 
