@@ -19,6 +19,7 @@ import (
 
 	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/ktls/ktlstest"
+	"github.com/offloadd/offloadd/ktls/userspace"
 )
 
 // TestNoKeyStaysInAnyProcess: after the worker has exited, no process of ours
@@ -27,9 +28,19 @@ import (
 // the secrets of the keys that have not been in use.
 func TestNoKeyStaysInAnyProcess(t *testing.T) {
 	requireDaemon(t)
-	for _, version := range []uint16{tls.VersionTLS13, tls.VersionTLS12} {
-		t.Run(tls.VersionName(version), func(t *testing.T) {
-			d := startDaemon(t, sharedIdentity(t), daemonOptions{settings: "guard = \"off\"\nworkers = 1\nworker_connections = 3"})
+	for _, c := range []struct {
+		name    string
+		version uint16
+		policy  userspace.Policy
+	}{
+		{"TLS 1.3", tls.VersionTLS13, userspace.Require},
+		{"TLS 1.2", tls.VersionTLS12, userspace.Require},
+		{"relayed", tls.VersionTLS13, userspace.Never},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			version := c.version
+			d := startDaemon(t, sharedIdentity(t), daemonOptions{settings: "guard = \"off\"\nworkers = 1\nworker_connections = 3",
+				listener: fmt.Sprintf("kernel_tls = %q", c.policy)})
 			application := startEchoApplication(t, d)
 			var secrets []needle
 			var conns []*tls.Conn
@@ -72,7 +83,7 @@ func TestNoKeyStaysInAnyProcess(t *testing.T) {
 					}
 				}
 				want := 0
-				if name == "daemon" && version == tls.VersionTLS13 && ktlstest.CanRekey() {
+				if name == "daemon" && version == tls.VersionTLS13 && c.policy == userspace.Require && ktlstest.CanRekey() {
 					want = 2 * len(conns)
 				}
 				if next != want || len(other) != 0 {

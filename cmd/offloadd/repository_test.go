@@ -35,7 +35,7 @@ var mayImport = map[string][]string{
 	"ktls/ktlstest": {"blob", "ktls"},
 	// It stands in for ktls.Conn, so it has its errors, and its rules for a peer's messages.
 	"ktls/userspace": {"blob", "ktls"},
-	"cmd/offloadd": {"blob", "blob/handoff", "handshaker", "ktls", "bpf", "cmd/offloadd/internal/custody",
+	"cmd/offloadd": {"blob", "blob/handoff", "handshaker", "ktls", "ktls/userspace", "bpf", "cmd/offloadd/internal/custody",
 		"cmd/offloadd/internal/ledger", "cmd/offloadd/internal/signer", "cmd/offloadd/internal/token"},
 	"cmd/offloadd/internal/custody":         {},
 	"cmd/offloadd/internal/ledger":          {"blob"},

@@ -120,6 +120,9 @@ type listener struct {
 // serve runs the daemon until ctx ends. What needs privilege comes first, then it is
 // given up, and then work begins.
 func serve(ctx context.Context, env *environment, config *config, log *slog.Logger) error {
+	if err := smallPages(); err != nil {
+		log.Warn("memory of idle connections is not given back in full", "error", err)
+	}
 	if err := beginShielded(env, config); err != nil {
 		return err
 	}
