@@ -109,7 +109,7 @@ application, which reads and writes plain bytes.`,
 	})
 	root.AddCommand(serveCommand(env), handshakeCommand(env), signCommand(env), checkCommand(env), inspectCommand(env),
 		statusCommand(env), topCommand(env), revokeCommand(env), demoCommand(env), demoApplicationCommand(env), bpfCommand(env),
-		inetdCommand(env))
+		inetdCommand(env), benchCommand(env))
 	for _, c := range root.Commands() {
 		// cobra's own argument errors carry no exit code.
 		if args := c.Args; args != nil {

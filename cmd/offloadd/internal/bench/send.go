@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+)
+
+// filePiece is how much is sent from a file before it is counted, where somebody counts.
+const filePiece = 4 << 20
+
+// sendPattern writes n bytes of the pattern from memory, so many at a time, and counts them
+// in sent, if that is not nil.
+func sendPattern(w io.Writer, p *pattern, n int64, size int, sent *atomic.Int64) error {
+	for at := int64(0); at < n; {
+		m, err := w.Write(p.at(at, min(n-at, int64(size))))
+		at += int64(m)
+		if sent != nil {
+			sent.Add(int64(m))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sendFile sends n bytes of the pattern from its file by what the connection does with
+// files, and counts them in sent, if that is not nil.
+func sendFile(conn net.Conn, f *os.File, n int64, sent *atomic.Int64) error {
+	to, ok := conn.(io.ReaderFrom)
+	if !ok {
+		return fmt.Errorf("%T sends no files", conn)
+	}
+	for at := int64(0); at < n; {
+		most := n - at
+		if sent != nil {
+			most = min(most, filePiece)
+		}
+		part, err := filePart(f, at, most)
+		if err != nil {
+			return err
+		}
+		m, err := to.ReadFrom(part)
+		at += m
+		if sent != nil {
+			sent.Add(m)
+		}
+		if err != nil {
+			return err
+		}
+		if m == 0 {
+			return io.ErrUnexpectedEOF
+		}
+	}
+	return nil
+}
+
+// isGone reports whether the peer has left, or we close: nobody's failure in a server.
+func isGone(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed)
+}
