@@ -35,10 +35,10 @@ may ask ours: GET /N has N bytes, PUT / takes what it gets, POST /echo returns i
   offloadd bench client 127.0.0.1:4433 --small 1024 --count 10000 --json | jq .latency_us`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usageError(`bench what? server, client or proxy; see "offloadd bench --help"`)
+			return usageError(`bench what? server, client, proxy or handover; see "offloadd bench --help"`)
 		},
 	}
-	c.AddCommand(benchServerCommand(env), benchProxyCommand(env), benchClientCommand(env))
+	c.AddCommand(benchServerCommand(env), benchProxyCommand(env), benchClientCommand(env), benchHandoverCommand(env))
 	return c
 }
 

@@ -75,7 +75,13 @@ func (v *benchView) summary(r *bench.Result) error {
 // spent prints what both ends used.
 func (v *benchView) spent(r *bench.Result) error {
 	t := tabwriter.NewWriter(v.w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "\n\tUSER\tSYSTEM\tCPU PER GIB\tSYSTEM CALLS\tPER MIB\tMEMORY")
+	// What is said of small messages and handshakes is each one's share, not that of bytes.
+	each := r.Mode == "small" || r.Mode == "handshakes"
+	if each {
+		fmt.Fprintln(t, "\n\tUSER\tSYSTEM\tCPU EACH\tSYSTEM CALLS\tEACH\tMEMORY")
+	} else {
+		fmt.Fprintln(t, "\n\tUSER\tSYSTEM\tCPU PER GIB\tSYSTEM CALLS\tPER MIB\tMEMORY")
+	}
 	for _, end := range []struct {
 		name string
 		of   *bench.Spent
@@ -85,12 +91,18 @@ func (v *benchView) spent(r *bench.Result) error {
 			fmt.Fprintf(t, "%s\t-\t-\t-\t-\t-\t-\t%s\n", end.name, end.why)
 			continue
 		}
-		calls := "-"
+		cpu, calls, share := known(end.of.CPUUSPerGiB, 1000)+" ms", "-", known(end.of.SyscallsPerMiB, 1)
 		if end.of.Syscalls != nil {
 			calls = fmt.Sprint(*end.of.Syscalls)
 		}
-		fmt.Fprintf(t, "%s\t%.1f ms\t%.1f ms\t%s ms\t%s\t%s\t%s\n", end.name, float64(end.of.UserUS)/1000, float64(end.of.SystemUS)/1000,
-			known(end.of.CPUUSPerGiB, 1000), calls, known(end.of.SyscallsPerMiB, 1), mebibytes(end.of.RSSBytes))
+		if each {
+			cpu, share = fmt.Sprintf("%.1f µs", float64(end.of.UserUS+end.of.SystemUS)/float64(r.Requests)), "-"
+			if end.of.Syscalls != nil {
+				share = fmt.Sprintf("%.1f", float64(*end.of.Syscalls)/float64(r.Requests))
+			}
+		}
+		fmt.Fprintf(t, "%s\t%.1f ms\t%.1f ms\t%s\t%s\t%s\t%s\n", end.name, float64(end.of.UserUS)/1000, float64(end.of.SystemUS)/1000,
+			cpu, calls, share, mebibytes(end.of.RSSBytes))
 	}
 	if err := t.Flush(); err != nil {
 		return err

@@ -84,7 +84,7 @@ func (o *Options) validate() error {
 	case mode == "small" && (o.Time == 0) == (o.Count == 0):
 		return usagef("either how long (-t) or how many messages (--count)")
 	case mode == "small" && o.Small > maxEcho && !o.Get:
-		return usagef("a message of %d bytes; at most %d, or -R for larger ones", o.Small, maxEcho)
+		return usagef("a message of %d bytes; at most %d, or --get for larger ones", o.Small, maxEcho)
 	case o.Layer == LayerDiscard && mode != "download" && mode != "idle":
 		return usagef("who discards what comes can only download (-R)")
 	case o.Layer == LayerDiscard && o.Verify:

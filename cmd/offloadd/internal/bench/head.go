@@ -31,9 +31,12 @@ type head struct {
 // more to come. It takes what RFC 9112 allows and refuses bodies of unknown length, so the
 // caller never looks for the end of a body in the wrong place.
 func parseHead(b []byte) (h head, size int, err error) {
+	if len(b) > 0 && (b[0] < 'A' || b[0] > 'Z') { // a record of TLS, say, whose end would never come
+		return h, 0, fmt.Errorf("%w: it begins with the byte %d", errHead, b[0])
+	}
 	end := bytes.Index(b, []byte("\r\n\r\n"))
 	if end < 0 {
-		if len(b) > maxHead {
+		if len(b) > maxHead+3 { // the end may be there but for a byte
 			return h, 0, fmt.Errorf("%w: longer than %d bytes", errHead, maxHead)
 		}
 		return h, 0, nil

@@ -154,15 +154,24 @@ func (l *link) ask(message []byte) (head, error) {
 func (l *link) answer() (head, error) {
 	h, err := l.head()
 	if err != nil {
-		return head{}, unexpected(err)
+		return head{}, l.noAnswer(unexpected(err))
 	}
 	switch {
 	case h.status() == 0:
-		return head{}, fmt.Errorf("%w: the answer begins with %.40q", errHead, h.first)
+		return head{}, l.noAnswer(fmt.Errorf("%w: it begins with %.40q", errHead, h.first))
 	case h.length < 0:
 		return head{}, fmt.Errorf("%w: the answer has no Content-Length", errHead)
 	}
 	return h, nil
+}
+
+// noAnswer says what to do about a connection on which no answer came.
+func (l *link) noAnswer(err error) error {
+	hint := "is that an HTTP server?"
+	if l.layer == LayerNone {
+		hint = "if the server speaks TLS, leave out --tls none"
+	}
+	return fmt.Errorf("no answer from %v: %w; %s", l.tcp.RemoteAddr(), err, hint)
 }
 
 // expect is ask for status 200.

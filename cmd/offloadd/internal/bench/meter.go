@@ -21,16 +21,17 @@ type meter struct {
 	ended    chan struct{}
 
 	mu        sync.Mutex
-	last      Interval       // sums at its end, not differences; guarded by mu
-	intervals []Interval     // guarded by mu
-	held      []*net.TCPConn // to end when the time is up; guarded by mu
-	cut       *Interval      // sums when the time was up; guarded by mu
-	lastByte  time.Time      // when set, the end of what counts; guarded by mu
+	last      Interval                  // sums at its end, not differences; guarded by mu
+	intervals []Interval                // guarded by mu
+	held      map[*net.TCPConn]struct{} // to end when the time is up; guarded by mu
+	agreed    agreed                    // guarded by mu
+	cut       *Interval                 // sums when the time was up; guarded by mu
+	lastByte  time.Time                 // when set, the end of what counts; guarded by mu
 }
 
 // newMeter begins to count.
 func (c *Client) newMeter() *meter {
-	m := &meter{begin: time.Now(), interval: c.Interval, tell: c.OnInterval, stopped: make(chan struct{}), ended: make(chan struct{})}
+	m := &meter{begin: time.Now(), interval: c.Interval, tell: c.OnInterval, stopped: make(chan struct{}), ended: make(chan struct{}), held: make(map[*net.TCPConn]struct{})}
 	if m.tell == nil {
 		m.tell = func(Interval) {}
 	}
@@ -69,6 +70,9 @@ func (m *meter) closeInterval(now Interval) {
 	}
 	i := Interval{Start: m.last.End, End: now.End, BytesSent: now.BytesSent - m.last.BytesSent,
 		BytesReceived: now.BytesReceived - m.last.BytesReceived, Requests: now.Requests - m.last.Requests}
+	if i.BytesSent == 0 && i.BytesReceived == 0 && i.Requests == 0 && i.End-i.Start < m.interval.Seconds()/10 {
+		return // the last one ended just after a tick
+	}
 	i.BitsPerSecond = bitsPerSecond(i.BytesSent+i.BytesReceived, time.Duration((i.End-i.Start)*float64(time.Second)))
 	m.last = now
 	m.intervals = append(m.intervals, i)
@@ -79,18 +83,32 @@ func (m *meter) closeInterval(now Interval) {
 func (m *meter) hold(l *link) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.held = append(m.held, l.tcp)
+	if m.agreed.version == 0 {
+		m.agreed = l.agreed
+	}
+	m.held[l.tcp] = struct{}{}
 	if m.cut != nil {
-		l.tcp.SetDeadline(time.Unix(1, 0))
+		reset(l.tcp)
 	}
 }
 
-// cutWith ends all that is under way when the time is up, if there is one, or ctx ends. It
-// returns what gives that up.
-func (m *meter) cutWith(ctx context.Context, after time.Duration, links []*link) (release func()) {
-	for _, l := range links {
-		m.hold(l)
-	}
+// drop is for a link that is done with.
+func (m *meter) drop(l *link) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.held, l.tcp)
+}
+
+// agreement is what the first link that was held agreed on.
+func (m *meter) agreement() agreed {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.agreed
+}
+
+// cutWith ends what is under way on the links that are held when the time is up, if there is
+// one, or ctx ends. It returns what gives that up.
+func (m *meter) cutWith(ctx context.Context, after time.Duration) (release func()) {
 	cut := func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -99,8 +117,9 @@ func (m *meter) cutWith(ctx context.Context, after time.Duration, links []*link)
 		}
 		now := m.sums(time.Now())
 		m.cut = &now
-		for _, tcp := range m.held {
-			tcp.SetDeadline(time.Unix(1, 0))
+		for tcp := range m.held {
+			// Not by a deadline: crypto/tls would send close_notify in the middle of a record.
+			reset(tcp)
 		}
 	}
 	stop := context.AfterFunc(ctx, cut)

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -61,7 +60,6 @@ func (c *Client) handshakes(ctx context.Context, r *Result, u *usages) error {
 	}
 	times := make([]time.Duration, c.Handshakes)
 	var resumed atomic.Int64
-	var once sync.Once
 	if err := u.start(); err != nil {
 		return err
 	}
@@ -82,13 +80,15 @@ func (c *Client) handshakes(ctx context.Context, r *Result, u *usages) error {
 			resumed.Add(1)
 		}
 		m.requests.Add(1)
-		once.Do(func() { r.agreed(l.agreed) })
+		m.hold(l)
+		m.drop(l)
 		return nil
 	})
 	m.stop(r)
 	if err != nil {
 		return err
 	}
+	r.agreed(m.agreement())
 	r.TLSResumed = resumed.Load()
 	if c.Resumed && r.TLSResumed != int64(c.Handshakes) {
 		return fmt.Errorf("%d of %d handshakes resumed a session: does the server give tickets?", r.TLSResumed, c.Handshakes)
@@ -116,23 +116,24 @@ func (c *Client) prepareResumption(ctx context.Context, d *dialer) error {
 
 // small sends messages to and fro.
 func (c *Client) small(ctx context.Context, r *Result, u *usages) error {
-	links, err := c.dialAll(ctx, c.Streams)
-	if err != nil {
-		return err
-	}
-	defer closeAll(links)
-	r.agreed(links[0].agreed)
-	if c.NoKeepAlive { // each message has a connection of its own
-		closeAll(links)
+	links := make([]*link, c.Streams)
+	if !c.NoKeepAlive {
+		dialed, err := c.dialAll(ctx, c.Streams)
+		if err != nil {
+			return err
+		}
+		defer closeAll(dialed)
+		links = dialed
+		r.agreed(links[0].agreed)
 	}
 	if err := u.start(); err != nil {
 		return err
 	}
 	m := c.newMeter()
-	defer m.cutWith(ctx, c.Time, links)()
-	times := make([][]time.Duration, len(links))
+	defer m.cutWith(ctx, c.Time)()
+	times := make([][]time.Duration, c.Streams)
 	before := recordsOf(links)
-	err = each(len(links), len(links), func(i int) (err error) {
+	err := each(c.Streams, c.Streams, func(i int) (err error) {
 		times[i], err = c.smallStream(ctx, links[i], m)
 		return err
 	})
@@ -144,6 +145,7 @@ func (c *Client) small(ctx context.Context, r *Result, u *usages) error {
 		return fmt.Errorf("no message came back within %v", c.Time)
 	}
 	if c.NoKeepAlive {
+		r.agreed(m.agreement())
 		r.RecordsWhy = "of connections for one message they are not counted"
 	} else {
 		r.countRecords(before, links)
@@ -151,8 +153,11 @@ func (c *Client) small(ctx context.Context, r *Result, u *usages) error {
 	return u.end(r)
 }
 
-// smallStream is one stream of small.
+// smallStream is one stream of small. It has no link if each message has its own.
 func (c *Client) smallStream(ctx context.Context, l *link, m *meter) (times []time.Duration, err error) {
+	if l != nil {
+		m.hold(l)
+	}
 	body := c.pattern.at(0, min(c.Small, maxEcho))
 	message := request("POST", "/echo", body, c.NoKeepAlive)
 	if c.Get {
@@ -162,7 +167,7 @@ func (c *Client) smallStream(ctx context.Context, l *link, m *meter) (times []ti
 		begin := time.Now()
 		var err error
 		if c.NoKeepAlive {
-			err = c.smallConnection(ctx, message, body)
+			err = c.smallConnection(ctx, message, body, m)
 		} else {
 			err = c.smallMessage(l, message, body)
 		}
@@ -183,12 +188,14 @@ func (c *Client) smallStream(ctx context.Context, l *link, m *meter) (times []ti
 }
 
 // smallConnection is one message on a connection of its own.
-func (c *Client) smallConnection(ctx context.Context, message, body []byte) error {
+func (c *Client) smallConnection(ctx context.Context, message, body []byte, m *meter) error {
 	l, err := c.dialer.dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer l.close()
+	m.hold(l)
+	defer m.drop(l)
 	return c.smallMessage(l, message, body)
 }
 

@@ -64,6 +64,9 @@ func (c Choice) Apply(config *tls.Config) error {
 	case "x25519":
 		config.CurvePreferences = []tls.CurveID{tls.X25519}
 	case "mlkem":
+		if c.Version == "1.2" {
+			return usagef("TLS 1.2 has no X25519MLKEM768")
+		}
 		config.CurvePreferences = []tls.CurveID{tls.X25519MLKEM768}
 	default:
 		return usagef("group %q, want x25519 or mlkem", c.Group)

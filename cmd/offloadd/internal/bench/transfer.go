@@ -47,12 +47,15 @@ func (c *Client) transfer(ctx context.Context, r *Result, u *usages) error {
 	}
 	defer closeAll(links)
 	r.agreed(links[0].agreed)
+	if c.Verify {
+		c.sum(c.bodySize()) // now, and not when the first body is complete
+	}
 	if err := u.start(); err != nil {
 		return err
 	}
 	before := recordsOf(links)
 	m := c.newMeter()
-	defer m.cutWith(ctx, c.Time, links)()
+	defer m.cutWith(ctx, c.Time)()
 	err = each(n, n, func(i int) error {
 		f := c.upload
 		if c.Download || i >= c.Streams {
@@ -68,10 +71,19 @@ func (c *Client) transfer(ctx context.Context, r *Result, u *usages) error {
 	return u.end(r)
 }
 
+// bodySize is that of each body.
+func (c *Client) bodySize() int64 {
+	if c.Time > 0 {
+		return c.RequestSize
+	}
+	return c.Bytes
+}
+
 // stream makes requests on a link until the time is up, or one.
 func (c *Client) stream(ctx context.Context, l *link, f func(*link, int64, *meter) error, m *meter) error {
+	m.hold(l)
 	if c.Time == 0 {
-		if err := f(l, c.Bytes, m); err != nil {
+		if err := f(l, c.bodySize(), m); err != nil {
 			return err
 		}
 		m.requests.Add(1)
@@ -83,12 +95,13 @@ func (c *Client) stream(ctx context.Context, l *link, f func(*link, int64, *mete
 			if err != nil {
 				return err
 			}
+			m.drop(l)
 			l.close()
 			l = next
 			defer l.close() // a second time does no harm
 			m.hold(l)
 		}
-		err := f(l, c.RequestSize, m)
+		err := f(l, c.bodySize(), m)
 		if m.over() {
 			return nil
 		}
@@ -244,7 +257,7 @@ func (c *Client) checkReceived(l *link, length, n int64) error {
 func recordsOf(links []*link) *Records {
 	r := &Records{}
 	for _, l := range links {
-		if l.records == nil {
+		if l == nil || l.records == nil {
 			return nil
 		}
 		r.Sent += l.records.written.Load()
