@@ -39,6 +39,7 @@ may ask ours: GET /N has N bytes, PUT / takes what it gets, POST /echo returns i
 		},
 	}
 	c.AddCommand(benchServerCommand(env), benchProxyCommand(env), benchClientCommand(env), benchHandoverCommand(env))
+	explainArguments(c.Commands())
 	return c
 }
 
@@ -161,18 +162,11 @@ func (b *benchTLS) listener(ctx context.Context, path bench.Path, log *slog.Logg
 		}
 		return ktls.NewListener(connections), b.application, nil
 	}
-	l, err := listenTCP(ctx, b.listen)
+	l, err := bench.Listen(ctx, b.listen)
 	if err != nil {
 		return nil, "", fmt.Errorf("--listen: %w", err)
 	}
 	return l, l.Addr().String(), nil
-}
-
-// listenTCP listens without Multipath TCP, which kernel TLS does not go with.
-func listenTCP(ctx context.Context, address string) (net.Listener, error) {
-	config := net.ListenConfig{}
-	config.SetMultipathTCP(false)
-	return config.Listen(ctx, "tcp", address)
 }
 
 func benchProxyCommand(env *environment) *cobra.Command {

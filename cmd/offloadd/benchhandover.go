@@ -23,7 +23,8 @@ func benchHandoverCommand(env *environment) *cobra.Command {
 		Short: "Measure how a connection gets from accept to its application",
 		Long: `Starts a daemon of its own with one worker and an application, as "offloadd demo" does,
 makes connections, and tells how long each step took: percentiles of what the daemon logs.
-Sealing, which happens in the worker, is measured in this process on keys of its own.
+What it does not log, sealing and reading back, is measured in this process on keys of its
+own.
 
 Needs root and a kernel with TLS.`,
 		Example: `  offloadd bench handover --count 1000
@@ -76,16 +77,22 @@ type handoverReport struct {
 	Parallel int        `json:"parallel"`
 	Resumed  int64      `json:"tls_resumed"`
 
-	Handshake     *bench.Latency `json:"handshake_us"` // to the worker and back, with sealing
-	Seal          *bench.Latency `json:"seal_us"`
-	Open          *bench.Latency `json:"open_us"`
-	Enter         *bench.Latency `json:"enter_us"`   // into the ledger
-	Install       *bench.Latency `json:"install_us"` // with reading back
+	Steps         handoverSteps  `json:"steps"`
 	Installed     *bench.Latency `json:"accept_to_installed_us"`
 	Application   *bench.Latency `json:"accept_to_application_us"`
 	FirstByte     *bench.Latency `json:"connect_to_first_byte_us"` // the client's
 	PerSecond     float64        `json:"per_second"`
 	ElapsedSecond float64        `json:"seconds"`
+}
+
+// handoverSteps are in their order.
+type handoverSteps struct {
+	Handshake *bench.Latency `json:"handshake_us"` // to the worker and back, with sealing
+	Seal      *bench.Latency `json:"seal_us"`      // in this process
+	Open      *bench.Latency `json:"open_us"`
+	Enter     *bench.Latency `json:"enter_us"`     // into the ledger
+	Install   *bench.Latency `json:"install_us"`   // with reading back
+	ReadBack  *bench.Latency `json:"read_back_us"` // in this process
 }
 
 // run starts the processes, connects, and reads the daemon's log.
@@ -117,9 +124,12 @@ func (h *handover) run(ctx context.Context) (*handoverReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	times, err := bench.SealTimes(ctx, config, h.count)
-	report.Seal = bench.NewLatency(times)
-	return report, err
+	steps, err := bench.MeasureKeySteps(ctx, config, h.count)
+	if err != nil {
+		return nil, err
+	}
+	report.Steps.Seal, report.Steps.ReadBack = bench.NewLatency(steps.Seal), bench.NewLatency(steps.ReadBack)
+	return report, nil
 }
 
 // prepareHandover writes what the demo's processes serve: one byte.
@@ -172,8 +182,8 @@ func (h *handover) readLog(ctx context.Context, log *serveLog, report *handoverR
 		entries []logEntry
 		field   string
 	}{
-		{&report.Handshake, installed, "handshake_us"}, {&report.Open, installed, "open_us"}, {&report.Enter, installed, "enter_us"},
-		{&report.Install, installed, "install_us"}, {&report.Installed, installed, "accept_to_installed_us"},
+		{&report.Steps.Handshake, installed, "handshake_us"}, {&report.Steps.Open, installed, "open_us"}, {&report.Steps.Enter, installed, "enter_us"},
+		{&report.Steps.Install, installed, "install_us"}, {&report.Installed, installed, "accept_to_installed_us"},
 		{&report.Application, handed, "accept_to_application_us"},
 	} {
 		var times []time.Duration
@@ -226,8 +236,8 @@ func (r *handoverReport) print(w io.Writer) error {
 		name string
 		of   *bench.Latency
 	}{
-		{"handshake in the worker", r.Handshake}, {"  seal, of that", r.Seal}, {"open", r.Open}, {"enter into the ledger", r.Enter},
-		{"install and read back", r.Install}, {"accept to installed", r.Installed}, {"accept to application", r.Application},
+		{"handshake in the worker", r.Steps.Handshake}, {"  of that, seal", r.Steps.Seal}, {"open", r.Steps.Open},
+		{"enter into the ledger", r.Steps.Enter}, {"install", r.Steps.Install}, {"  of that, read back", r.Steps.ReadBack}, {"accept to installed", r.Installed}, {"accept to application", r.Application},
 		{"connect to first byte", r.FirstByte},
 	} {
 		if _, err := fmt.Fprintf(w, "%-26s%9.0f%9.0f%9.0f%9.0f%9.0f\n", row.name, row.of.P50, row.of.P90, row.of.P99, row.of.P999, row.of.Max); err != nil {

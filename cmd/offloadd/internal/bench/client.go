@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -100,7 +99,7 @@ type Client struct {
 	Options
 	dialer  *dialer
 	pattern *pattern
-	file    *os.File // with the pattern; nil if nothing is sent from it
+	file    *patternFile // with the pattern; nil if nothing is sent from it
 
 	mu   sync.Mutex
 	sums map[int64][32]byte // of bodies; guarded by mu
@@ -121,7 +120,7 @@ func NewClient(o Options) (*Client, error) {
 	}
 	c.pattern = newPattern(max(o.WriteSize, maxEcho))
 	if mode := o.mode(); (mode == "upload" || mode == "bidir") && (o.Layer == LayerKTLS || o.Layer == LayerNone) {
-		c.file, err = c.pattern.newFile()
+		c.file, err = c.pattern.newFile(c.bodySize())
 	}
 	return c, err
 }

@@ -46,9 +46,7 @@ func testConfig(t testing.TB) *tls.Config {
 // served runs a Serve until the test ends, and returns its address and log.
 func served(t testing.TB, serve func(context.Context, net.Listener, *slog.Logger) error) (string, *logged) {
 	t.Helper()
-	config := net.ListenConfig{}
-	config.SetMultipathTCP(false)
-	l, err := config.Listen(context.Background(), "tcp", "127.0.0.1:0")
+	l, err := Listen(context.Background(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"syscall"
 
 	"github.com/offloadd/offloadd/handshaker"
@@ -34,7 +33,7 @@ type link struct {
 	layer   string
 	agreed  agreed
 	records *recordCount // nil where nobody counts
-	file    *os.File     // to send from; nil until it is needed
+	file    *patternFile // to send from; nil until it is needed
 	used    bool         // a request was sent
 }
 

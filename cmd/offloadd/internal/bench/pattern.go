@@ -14,8 +14,8 @@ import (
 // in pieces of records or pages shifts what follows.
 const patternPeriod = 1<<20 - 3
 
-// filePeriods makes the file a little larger than 64 MiB, so that a body of that size is one
-// sendfile.
+// filePeriods is how often the pattern is in the largest file, a little over 64 MiB, so that a
+// body of that size is one sendfile.
 const filePeriods = 65
 
 // pattern is the content of every body: random bytes, the same on both ends.
@@ -56,30 +56,43 @@ func digest(h hash.Hash) (sum [sha256.Size]byte) {
 	return sum
 }
 
-// newFile puts the pattern into a file in memory, which is in the page cache by nature.
-func (p *pattern) newFile() (*os.File, error) {
+// patternFile is a file that begins with the pattern, some times over.
+type patternFile struct {
+	*os.File
+	size int64 // of whole periods
+}
+
+// newFile puts the pattern into a file in memory, which is in the page cache by nature. It is
+// no larger than bodies of this size need.
+func (p *pattern) newFile(body int64) (*patternFile, error) {
 	f, err := memoryFile("offloadd-bench")
 	if err != nil {
 		return nil, err
 	}
-	for range filePeriods {
-		if _, err := f.Write(p.bytes[:patternPeriod]); err != nil {
+	file := &patternFile{f, 0}
+	for file.size == 0 || file.size < body && file.size < filePeriods*patternPeriod {
+		n, err := f.Write(p.bytes[:patternPeriod])
+		file.size += int64(n)
+		if err != nil {
 			f.Close()
 			return nil, err
 		}
 	}
-	return f, nil
+	return file, nil
 }
 
-// fileSize is that of the file in bytes.
-const fileSize = filePeriods * patternPeriod
+// reopen returns another descriptor of the file, with an offset of its own.
+func (f *patternFile) reopen() (*patternFile, error) {
+	again, err := reopen(f.File)
+	return &patternFile{again, f.size}, err
+}
 
-// filePart positions the file for a body's offset and returns a reader of what follows,
-// at most to its end.
-func filePart(f *os.File, offset, left int64) (*io.LimitedReader, error) {
-	at := offset % fileSize
+// part positions the file for a body's offset and returns a reader of what follows, at most to
+// its end.
+func (f *patternFile) part(offset, left int64) (*io.LimitedReader, error) {
+	at := offset % f.size
 	if _, err := f.Seek(at, io.SeekStart); err != nil {
 		return nil, err
 	}
-	return &io.LimitedReader{R: f, N: min(left, fileSize-at)}, nil
+	return &io.LimitedReader{R: f.File, N: min(left, f.size-at)}, nil
 }

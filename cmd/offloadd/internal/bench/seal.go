@@ -12,11 +12,16 @@ import (
 
 	"github.com/offloadd/offloadd/blob"
 	"github.com/offloadd/offloadd/handshaker"
+	"github.com/offloadd/offloadd/ktls"
 )
 
-// SealTimes seals the keys of n connections of its own, and returns for each how long it took
-// for both directions. A worker does the same, but cannot tell: it has nothing to tell it by.
-func SealTimes(ctx context.Context, config *tls.Config, n int) ([]time.Duration, error) {
+// KeySteps are what daemon and worker do with the keys of a connection and cannot tell how long
+// it took: the one has nothing to tell it by, for the other it is part of the install. They are
+// measured in this process, on keys of its own, for both directions.
+type KeySteps struct{ Seal, ReadBack []time.Duration }
+
+// MeasureKeySteps seals the keys of n connections, and reads those of n others back.
+func MeasureKeySteps(ctx context.Context, config *tls.Config, n int) (*KeySteps, error) {
 	key, err := blob.GenerateKey()
 	if err != nil {
 		return nil, err
@@ -26,47 +31,51 @@ func SealTimes(ctx context.Context, config *tls.Config, n int) ([]time.Duration,
 		return nil, err
 	}
 	defer sealer.Destroy()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := Listen(ctx, "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	defer l.Close()
-	times := make([]time.Duration, 0, n)
+	steps := &KeySteps{}
 	for range n {
-		t, err := sealOnce(ctx, l, config, sealer)
+		err := withSession(ctx, l, config, func(_ *net.TCPConn, s *handshaker.Session) error {
+			expiry := time.Now().Add(time.Minute)
+			begin := time.Now()
+			_, readErr := sealer.Seal(s.Read, expiry)
+			_, writeErr := sealer.Seal(s.Write, expiry)
+			steps.Seal = append(steps.Seal, time.Since(begin))
+			return errors.Join(readErr, writeErr)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("seal keys: %w", err)
 		}
-		times = append(times, t)
+		err = withSession(ctx, l, config, func(tcp *net.TCPConn, s *handshaker.Session) error {
+			if _, err := ktls.Install(tcp, s.Read, s.Write); err != nil {
+				return err
+			}
+			took, err := readBack(tcp, s.Facts.Suite.AEAD())
+			steps.ReadBack = append(steps.ReadBack, took)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read keys back: %w", err)
+		}
 	}
-	return times, nil
+	return steps, nil
 }
 
-func sealOnce(ctx context.Context, l net.Listener, config *tls.Config, sealer *blob.Sealer) (time.Duration, error) {
-	session, err := serverSession(ctx, l, config)
-	if err != nil {
-		return 0, err
-	}
-	defer session.Destroy()
-	expiry := time.Now().Add(time.Minute)
-	begin := time.Now()
-	_, readErr := sealer.Seal(session.Read, expiry)
-	_, writeErr := sealer.Seal(session.Write, expiry)
-	return time.Since(begin), errors.Join(readErr, writeErr)
-}
-
-// serverSession shakes hands with itself.
-func serverSession(ctx context.Context, l net.Listener, config *tls.Config) (*handshaker.Session, error) {
+// withSession shakes hands with itself, and gives the server's side to f.
+func withSession(ctx context.Context, l net.Listener, config *tls.Config, f func(*net.TCPConn, *handshaker.Session) error) error {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	dialed, err := (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer dialed.Close()
 	accepted, err := l.Accept()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer accepted.Close()
 	client := make(chan error, 1)
@@ -76,7 +85,8 @@ func serverSession(ctx context.Context, l net.Listener, config *tls.Config) (*ha
 	session, err := handshaker.Server(ctx, accepted, &handshaker.Config{TLS: config})
 	if err := errors.Join(err, <-client); err != nil {
 		session.Destroy()
-		return nil, err
+		return err
 	}
-	return session, nil
+	defer session.Destroy()
+	return f(accepted.(*net.TCPConn), session)
 }

@@ -33,7 +33,7 @@ func sendPattern(w io.Writer, p *pattern, n int64, size int, sent *atomic.Int64)
 
 // sendFile sends n bytes of the pattern from its file by what the connection does with
 // files, and counts them in sent, if that is not nil.
-func sendFile(conn net.Conn, f *os.File, n int64, sent *atomic.Int64) error {
+func sendFile(conn net.Conn, f *patternFile, n int64, sent *atomic.Int64) error {
 	to, ok := conn.(io.ReaderFrom)
 	if !ok {
 		return fmt.Errorf("%T sends no files", conn)
@@ -43,7 +43,7 @@ func sendFile(conn net.Conn, f *os.File, n int64, sent *atomic.Int64) error {
 		if sent != nil {
 			most = min(most, filePiece)
 		}
-		part, err := filePart(f, at, most)
+		part, err := f.part(at, most)
 		if err != nil {
 			return err
 		}

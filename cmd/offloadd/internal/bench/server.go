@@ -11,8 +11,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
-	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -35,7 +35,7 @@ type Server struct {
 	Log       *slog.Logger
 
 	pattern *pattern
-	file    *os.File // nil where bodies are written
+	file    *patternFile // nil where bodies are written
 	usage   *usageOf
 	connections
 }
@@ -54,7 +54,7 @@ func NewServer(path Path, config *tls.Config, writeSize int, log *slog.Logger) (
 	s := &Server{Path: path, TLS: config, WriteSize: writeSize, Log: log, pattern: newPattern(writeSize), usage: newUsageOf()}
 	if path.files() {
 		var err error
-		if s.file, err = s.pattern.newFile(); err != nil {
+		if s.file, err = s.pattern.newFile(math.MaxInt64); err != nil {
 			return nil, fmt.Errorf("make the file to serve: %w", err)
 		}
 	}
@@ -68,6 +68,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		defer s.file.Close()
 	}
 	return s.serve(ctx, l, s.Log, func(accepted net.Conn) error { return s.handle(ctx, accepted) })
+}
+
+// Listen listens without Multipath TCP, which kernel TLS does not go with.
+func Listen(ctx context.Context, address string) (net.Listener, error) {
+	config := net.ListenConfig{}
+	config.SetMultipathTCP(false)
+	return config.Listen(ctx, "tcp", address)
 }
 
 // serve runs handle for each connection, and closes the listener and all connections when
@@ -180,7 +187,7 @@ var errLast = errors.New("last request")
 type exchange struct {
 	server *Server
 	reader
-	file *os.File // with an offset of its own; nil until the first body
+	file *patternFile // with an offset of its own; nil until the first body
 }
 
 func (x *exchange) close() {
@@ -337,7 +344,7 @@ func (x *exchange) get(n int64, last bool) error {
 	}
 	if x.file == nil {
 		var err error
-		if x.file, err = reopen(x.server.file); err != nil {
+		if x.file, err = x.server.file.reopen(); err != nil {
 			return err
 		}
 	}

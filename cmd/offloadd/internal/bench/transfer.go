@@ -223,7 +223,7 @@ func (c *Client) send(l *link, n int64, m *meter) error {
 	}
 	if l.file == nil {
 		var err error
-		if l.file, err = reopen(c.file); err != nil {
+		if l.file, err = c.file.reopen(); err != nil {
 			return err
 		}
 	}
