@@ -76,7 +76,7 @@ test-vm: $(VM) ## All that depends on the kernel, on each; the rest beside OpenS
 	$(VM) test -together 2 -parallel 1 -run 'TestTheWatch|TestTheKernelDoesTheSame|TestFollowing|TestAPeerThatClosed|TestASuiteThat|TestMultipathTCP' ./test/vm/watch ./ktls/userspace
 	OFFLOADD_EXPECT_NO_BPF_LSM=1 $(VM) test -kernels $(KERNEL) -append 'lsm=landlock,yama' -run 'TestGuards|TestTheForm|TestAnUpgrade|TestEveryWay' ./bpf
 	OFFLOADD_EXPECT_LOCKDOWN=1 $(VM) test -kernels $(KERNEL) -append lockdown=confidentiality -run 'TestGuards|Lockdown' ./bpf
-	$(VM) test -together 2 -parallel 1 ./bpf/...
+	$(VM) test -together 2 -parallel 1 ./bpf/... ./cmd/offloadd/internal/bench
 	OFFLOADD_TEST_GUARD=7 $(VM) test -watch -together 2 -parallel 1 -module test/vm/tlsnic -timeout 40m ./ktls ./cmd/offloadd ./cmd/offloadd/internal/custody
 
 test-long: $(VM) ## Longer than test has time for: 1 GiB both ways with a KeyUpdate before each MiB; a soak of faults

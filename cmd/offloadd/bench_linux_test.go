@@ -87,6 +87,9 @@ func TestBenchPrintsWhatProgramsRead(t *testing.T) {
 
 // TestBenchTellsPeople, and offers a suite that needs the program to start anew.
 func TestBenchTellsPeople(t *testing.T) {
+	if ktlstest.InVM() {
+		t.Skip("that takes no kernel TLS, and is tested outside")
+	}
 	_, address := benchReady(t, "server", "--path", "tls", "--suite", "chacha20", "--tls-version", "1.3")
 	code, out, stderr := call("", "bench", "client", address, "-R", "-t", "300ms", "-i", "0.1", "-P", "2")
 	for _, want := range []string{"SECONDS", "0.00 -", "TLS_CHACHA20_POLY1305_SHA256, client crypto-tls, 2 streams", "Mbit/s\n", "server  "} {
@@ -106,6 +109,9 @@ func TestBenchTellsPeople(t *testing.T) {
 
 // TestBenchProxyIsBetween: what is asked of it comes from the target.
 func TestBenchProxyIsBetween(t *testing.T) {
+	if ktlstest.InVM() {
+		t.Skip("that takes no kernel TLS, and is tested outside")
+	}
 	_, target := benchReady(t, "server", "--path", "plain-sendfile")
 	_, address := benchReady(t, "proxy", "--path", "tls", "--target", target)
 	r := benchJSON(t, "-R", "-n", "1M", "--verify", address)

@@ -21,7 +21,7 @@ const bodySize = 1<<20 + 12345
 // paths are left to machines that have it, and there the others are left out.
 func TestEveryPathCarriesEveryDiscipline(t *testing.T) {
 	for _, path := range Paths {
-		if path == Handed || ktlstest.InVM() && !path.Kernel() { // the first by the daemon's tests
+		if path == Handed || elsewhere(path) { // the first by the daemon's tests
 			continue
 		}
 		t.Run(string(path), func(t *testing.T) {
@@ -40,7 +40,7 @@ func TestEveryPathCarriesEveryDiscipline(t *testing.T) {
 // TestEveryProxyCarriesEveryDiscipline, and says nothing.
 func TestEveryProxyCarriesEveryDiscipline(t *testing.T) {
 	for _, path := range ProxyPaths {
-		if ktlstest.InVM() && !path.Kernel() {
+		if elsewhere(path) {
 			continue
 		}
 		t.Run(string(path), func(t *testing.T) {
@@ -53,6 +53,9 @@ func TestEveryProxyCarriesEveryDiscipline(t *testing.T) {
 		})
 	}
 }
+
+// elsewhere says that a path needs no virtual machine, and has its tests outside.
+func elsewhere(path Path) bool { return ktlstest.InVM() && !path.Kernel() }
 
 func disciplines(t *testing.T, address, layer string) {
 	t.Helper()
@@ -97,6 +100,9 @@ func checkRecords(t *testing.T, r *Result, layer string) {
 // TestWhoDiscardsCountsBodies, of any server's record layer, and with a time limit.
 func TestWhoDiscardsCountsBodies(t *testing.T) {
 	for _, path := range []Path{CryptoTLS, Userspace, KTLSSendfile, BareWrite} {
+		if elsewhere(path) {
+			continue
+		}
 		t.Run(string(path), func(t *testing.T) {
 			address, _ := startServer(t, path)
 			discard := func(o *Options) { o.Download, o.Bytes, o.Streams, o.Verify = true, bodySize, 2, false }
@@ -114,7 +120,11 @@ const o1MiB = 1 << 20
 
 // TestTheTimeIsKept: what is under way then is cut, and counted so far.
 func TestTheTimeIsKept(t *testing.T) {
-	address, log := startServer(t, CryptoTLS)
+	path, layer := CryptoTLS, LayerCryptoTLS
+	if ktlstest.InVM() {
+		path, layer = KTLSSendfile, LayerKTLS
+	}
+	address, log := startServer(t, path)
 	for name, change := range map[string]func(*Options){
 		"download": func(o *Options) { o.Download, o.RequestSize = true, 1<<40 },
 		"upload":   func(o *Options) { o.RequestSize = 1 << 40 },
@@ -123,7 +133,7 @@ func TestTheTimeIsKept(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var told []Interval
-			r := mustRunAny(t, options(address, LayerCryptoTLS, func(o *Options) {
+			r := mustRunAny(t, options(address, layer, func(o *Options) {
 				o.Time, o.Interval, o.Verify = 600*time.Millisecond, 200*time.Millisecond, false
 				o.OnInterval = func(i Interval) { told = append(told, i) }
 				change(o)
@@ -185,6 +195,9 @@ func TestWhoCancelsGetsNoResult(t *testing.T) {
 // TestIdleConnectionsAreHeld until they are released, and cost little.
 func TestIdleConnectionsAreHeld(t *testing.T) {
 	for _, path := range []Path{PlainWrite, CryptoTLS, KTLSWrite} {
+		if elsewhere(path) {
+			continue
+		}
 		t.Run(string(path), func(t *testing.T) {
 			address, log := startServer(t, path)
 			client, err := NewClient(options(address, layerFor(path), func(o *Options) { o.Idle, o.Streams = 50, 4 }))
@@ -263,6 +276,9 @@ func TestAnotherSuiteThanChosenIsAnError(t *testing.T) {
 		if err := (Choice{Suite: suite}).check(tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA); (err != nil) != (suite != "") {
 			t.Errorf("%s and a suite that is none of ours: %v", suite, err)
 		}
+	}
+	if elsewhere(CryptoTLS) {
+		return
 	}
 	address, _ := startServer(t, CryptoTLS)
 	chacha := func(o *Options) { o.Bytes, o.Version, o.Suite = 100, "1.2", "chacha20" }
