@@ -23,6 +23,7 @@ const (
 	PlainWrite    Path = "plain-write"
 	PlainSendfile Path = "plain-sendfile"
 	CryptoTLS     Path = "tls"
+	CryptoTLSFile Path = "tls-file"
 	KTLSWrite     Path = "ktls-write"
 	KTLSSendfile  Path = "ktls-sendfile"
 	Userspace     Path = "userspace"
@@ -32,7 +33,7 @@ const (
 )
 
 // Paths are all, for help and errors.
-var Paths = []Path{PlainWrite, PlainSendfile, CryptoTLS, KTLSWrite, KTLSSendfile, Userspace, BareWrite, BareSendfile, Handed}
+var Paths = []Path{PlainWrite, PlainSendfile, CryptoTLS, CryptoTLSFile, KTLSWrite, KTLSSendfile, Userspace, BareWrite, BareSendfile, Handed}
 
 // ProxyPaths are those of a proxy.
 var ProxyPaths = []Path{"plain", "tls", "ktls"}
@@ -42,7 +43,8 @@ func (p Path) Describe() string {
 	return map[Path]string{
 		PlainWrite:    "no TLS; write(2) from memory",
 		PlainSendfile: "no TLS; sendfile(2) from a file in memory",
-		CryptoTLS:     "Go's crypto/tls",
+		CryptoTLS:     "Go's crypto/tls; write from memory",
+		CryptoTLSFile: "the same; files are read, 128 KiB at a time, and written",
 		KTLSWrite:     "handshaker and ktls.Conn in this process; write",
 		KTLSSendfile:  "the same; files by sendfile",
 		Userspace:     "handshaker and ktls/userspace.Conn: our records, not the kernel's",
@@ -63,7 +65,9 @@ func (p Path) Kernel() bool {
 }
 
 // files reports whether bodies are sent from a file.
-func (p Path) files() bool { return strings.HasSuffix(string(p), "-sendfile") || p == Handed }
+func (p Path) files() bool {
+	return strings.HasSuffix(string(p), "-sendfile") || p == CryptoTLSFile || p == Handed
+}
 
 // open makes what bytes are written to out of an accepted connection. If it fails, the
 // caller closes that.
@@ -71,7 +75,7 @@ func (p Path) open(ctx context.Context, accepted net.Conn, config *tls.Config) (
 	switch {
 	case p.plain(), p == Handed: // a handed connection has its keys
 		return accepted, nil
-	case p == CryptoTLS:
+	case p == CryptoTLS, p == CryptoTLSFile:
 		c := tls.Server(accepted, config)
 		return c, c.HandshakeContext(ctx)
 	}

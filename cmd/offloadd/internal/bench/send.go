@@ -4,10 +4,10 @@ package bench
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 )
@@ -34,10 +34,6 @@ func sendPattern(w io.Writer, p *pattern, n int64, size int, sent *atomic.Int64)
 // sendFile sends n bytes of the pattern from its file by what the connection does with
 // files, and counts them in sent, if that is not nil.
 func sendFile(conn net.Conn, f *patternFile, n int64, sent *atomic.Int64) error {
-	to, ok := conn.(io.ReaderFrom)
-	if !ok {
-		return fmt.Errorf("%T sends no files", conn)
-	}
 	for at := int64(0); at < n; {
 		most := n - at
 		if sent != nil {
@@ -47,7 +43,7 @@ func sendFile(conn net.Conn, f *patternFile, n int64, sent *atomic.Int64) error 
 		if err != nil {
 			return err
 		}
-		m, err := to.ReadFrom(part)
+		m, err := copyPart(conn, part)
 		at += m
 		if sent != nil {
 			sent.Add(m)
@@ -60,6 +56,19 @@ func sendFile(conn net.Conn, f *patternFile, n int64, sent *atomic.Int64) error 
 		}
 	}
 	return nil
+}
+
+// fileBuffers are for connections that can only write.
+var fileBuffers = sync.Pool{New: func() any { return new([128 << 10]byte) }}
+
+// copyPart copies a part of a file as the connection likes it best.
+func copyPart(conn net.Conn, part *io.LimitedReader) (int64, error) {
+	if to, ok := conn.(io.ReaderFrom); ok {
+		return to.ReadFrom(part)
+	}
+	buffer := fileBuffers.Get().(*[128 << 10]byte)
+	defer fileBuffers.Put(buffer)
+	return io.CopyBuffer(conn, part, buffer[:])
 }
 
 // isGone reports whether the peer has left, or we close: nobody's failure in a server.
