@@ -90,16 +90,29 @@ func (h hardware) arguments() []string {
 	if h.accel == accelKVM {
 		cpu = "max"
 	}
-	return []string{
+	arguments := []string{
 		"-machine", "q35",
 		"-accel", h.accel,
 		"-cpu", cpu,
 		"-smp", strconv.Itoa(h.cpus),
 		"-m", strconv.Itoa(h.memory),
 	}
+	if h.accel == accelInstructions {
+		arguments = append(arguments, "-icount", instructionClock)
+	}
+	return arguments
 }
 
 const (
 	accelTCG = "tcg,thread=multi"
 	accelKVM = "kvm"
+	// accelInstructions goes with instructionClock: the instructions of several CPUs cannot be counted by one clock.
+	accelInstructions = "tcg,thread=single"
 )
+
+// instructionClock makes the guest's clock count instructions, one a nanosecond. Time in which the guest waits is
+// skipped.
+const instructionClock = "shift=0,sleep=off"
+
+// countInstructions makes the machine one whose clock counts instructions.
+func (h *hardware) countInstructions() { h.accel, h.cpus = accelInstructions, 1 }

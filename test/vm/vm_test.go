@@ -226,6 +226,30 @@ func TestVMOutputIsExact(t *testing.T) {
 	}
 }
 
+// The same work is the same number of instructions, other work is not, and waiting is none. All output arrives, though
+// the guest does not know how long the host takes to read it.
+func TestVMInstructionClock(t *testing.T) {
+	const script = `set -e; nproc
+		work() { i=0; while [ $i -lt $1 ]; do i=$((i+1)); done; }
+		spent() { cut -d' ' -f1 /proc/$$/schedstat; }
+		work 1000; a=$(spent); work 20000; b=$(spent); work 20000; c=$(spent); work 40000; d=$(spent)
+		echo $((b-a)) $((c-b)) $((d-c))
+		sleep 60; yes | head -c 4000000`
+	got := vmExec(t, "", "-no-dir", "-icount", "sh", "-c", script)
+	got.want(t, 0)
+	lines := strings.SplitN(got.stdout, "\n", 3)
+	if len(lines) < 3 || lines[0] != "1" || len(lines[2]) != 4_000_000 {
+		t.Fatalf("the guest says %.100q, %d bytes", got.stdout, len(got.stdout))
+	}
+	var first, second, double float64
+	if _, err := fmt.Sscan(lines[1], &first, &second, &double); err != nil {
+		t.Fatal(err)
+	}
+	if first < 1e6 || second/first < 0.95 || second/first > 1.05 || double/first < 1.9 || double/first > 2.1 {
+		t.Errorf("20,000 rounds take %v and %v instructions, twice as many %v", first, second, double)
+	}
+}
+
 func TestVMStdin(t *testing.T) {
 	random := make([]byte, 1<<20)
 	_, _ = rand.Read(random) // never fails
