@@ -38,6 +38,7 @@ type execOptions struct {
 	verbose      bool
 	watch        bool
 	languages    bool
+	peers        bool
 }
 
 // native as the name of a kernel means the one that runs here.
@@ -99,6 +100,7 @@ func (o *execOptions) addMachineFlags(command *cobra.Command) {
 	flags.StringArrayVar(&o.qemuArgs, "qemu-arg", nil, "one more `ARGUMENT` for QEMU (repeatable)")
 	flags.StringArrayVar(&o.ignoreKernel, "ignore-kernel", nil, "do not fail for kernel messages that match `REGEXP` (repeatable)")
 	flags.BoolVar(&o.languages, "languages", false, "attach a disk with compilers and interpreters, in /usr: gcc, python3, node, java")
+	flags.BoolVar(&o.peers, "peers", false, "attach a disk with nginx, HAProxy, stunnel, hitch and iperf3, each release a root directory below "+peersMount)
 	flags.BoolVar(&o.watch, "watch", false, "watch what kernel TLS does with its keys, and fail for a broken rule: see package watch")
 	flags.BoolVar(&o.verbose, "verbose", false, "tell the kernel and the time it took to boot, on stderr")
 }
@@ -133,6 +135,11 @@ func (o *execOptions) run(ctx context.Context, timeoutSet bool, args []string) e
 			return err
 		}
 		m.addLanguages(disk)
+	}
+	if o.peers {
+		if err := m.addPeers(ctx); err != nil {
+			return err
+		}
 	}
 	if o.icount {
 		m.hw.countInstructions()

@@ -216,6 +216,9 @@ func (t *testRun) execPrefix(self, word string) string {
 	if o.languages {
 		words = append(words, "--languages")
 	}
+	if o.peers {
+		words = append(words, "--peers")
+	}
 	if o.icount {
 		words = append(words, "--icount")
 	}

@@ -151,6 +151,28 @@ func TestVMLanguages(t *testing.T) {
 	})
 }
 
+// The peers run in their roots, each with the libraries it was built for, and what they write is seen outside.
+func TestVMPeers(t *testing.T) {
+	script := `set -e; cd /peers
+		for program in nginx:-v haproxy:-v stunnel:-version hitch:--version iperf3:--version; do
+			chroot stable ${program%:*} ${program#*:} 2>&1 | grep -m1 '[0-9][.][0-9]' 
+		done
+		if test -d experimental; then chroot experimental haproxy -vv | grep -c +KTLS; chroot experimental nginx -v; else echo 1; fi
+		chroot stable nginx -t -e /tmp/log -g 'error_log /tmp/log info; pid /tmp/pid;' 2>/dev/null || true
+		test -s /tmp/log; test -e stable/dev/null; test -e stable/proc/self; ! command -v haproxy; echo written`
+	got := vmExec(t, "", "-no-dir", "-peers", "sh", "-c", script)
+	got.want(t, 0)
+	lines := strings.Split(strings.TrimSpace(got.stdout), "\n")
+	for i, want := range []string{"nginx version: nginx/", "HAProxy version 3.0", "stunnel 5", "hitch 1", "iperf 3", "1", "written"} {
+		if len(lines) <= i || !strings.HasPrefix(lines[i], want) {
+			t.Errorf("line %d of %q, want %q; %s", i, lines, want, got.stderr)
+		}
+	}
+	t.Run("without the disk", func(t *testing.T) {
+		vmExec(t, "", "-no-dir", "sh", "-c", "! test -e /peers").want(t, 0)
+	})
+}
+
 // A machine that never gets to its init, here because its CPUs stand still, is booted again, and in the end given up.
 func TestVMHungBootIsTriedAgain(t *testing.T) {
 	got := vmExec(t, "", "-no-dir", "-boot-timeout", "500ms", "-qemu-arg", "-S", "true")
