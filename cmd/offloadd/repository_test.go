@@ -43,7 +43,10 @@ var mayImport = map[string][]string{
 	"cmd/offloadd/internal/signer":          {},
 	"cmd/offloadd/internal/token":           {},
 	"cmd/offloadd/internal/token/tokentest": {},
-	"test/vm":                               {"test/vm/watch"},
+	"test/vm":                               {"test/vm/bench/result", "test/vm/watch"},
+	"test/vm/bench":                         {"test/vm/bench/result"},
+	"test/vm/bench/reporter":                {"test/vm/bench/result"},
+	"test/vm/bench/result":                  {},
 	"test/vm/watch":                         {},
 }
 
