@@ -265,7 +265,7 @@ func (b *benchRun) machine(ctx context.Context, images *images) (*machine, error
 func (b *benchRun) describe(ctx context.Context, m *machine) (*result.Run, error) {
 	arguments := slices.DeleteFunc(m.hw.arguments(), func(arg string) bool { return arg == "" })
 	run := &result.Run{
-		Schema: result.Schema, Kernel: m.images.kernel.Release, Series: m.images.kernel.Series, Mode: b.mode, Quick: b.quick,
+		Schema: result.Schema, Kernel: m.images.kernel.Release, Series: m.images.kernel.Series, Mode: b.mode, Quick: b.quick, Only: b.only,
 		Emulator: "QEMU " + b.fetcher.packageVersion(hostName, "qemu-system-x86") + " " + strings.Join(arguments, " "),
 		Commit:   commit(ctx), Go: runtime.Version(), Started: time.Now().UTC().Format(time.RFC3339),
 	}

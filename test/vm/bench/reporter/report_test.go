@@ -19,7 +19,7 @@ import (
 type costs map[string]float64
 
 func runOf(series string, download costs) *result.Run {
-	run := &result.Run{Schema: result.Schema, Kernel: series + ".1", Series: series, Mode: result.Instructions,
+	run := &result.Run{Schema: result.Schema, Only: "^a|b", Kernel: series + ".1", Series: series, Mode: result.Instructions,
 		Packages: map[string][]string{"stable": {"nginx 1.2.3", "libc6 2"}}, Settings: []string{"one setting"}}
 	d := result.Discipline{Name: "download-1", Title: "Bulk download", Work: "Much.", Unit: "byte", Metric: result.Server,
 		Baseline: "bare program, sendfile"}
@@ -107,7 +107,7 @@ func TestTheReportSaysWhatWasMeasured(t *testing.T) {
 	if want := []string{"3.30 ±1.0 %", "1.000", "1.11", "0.50", "3.80 ±0.9 %"}; strings.Join(ours, ";") != strings.Join(want, ";") {
 		t.Errorf("our row is %q, want %q", ours, want)
 	}
-	for _, want := range []string{"- Linux 7, download-1, nginx, kernel TLS: it broke\n", "nginx 1.2.3", "one setting", "Linux 6.12 | 6.12.1 |"} {
+	for _, want := range []string{"- Linux 7, download-1, nginx, kernel TLS: it broke\n", "nginx 1.2.3", "one setting", "only what matches `^a\\|b`", "Linux 6.12 | 6.12.1 |"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}

@@ -46,6 +46,10 @@ func writeMachines(out *strings.Builder, runs []*result.Run) {
 		if run.Quick {
 			amount = "quick: less work, fewer repetitions"
 		}
+		if run.Only != "" {
+			// A bar would end the cell.
+			amount += ", and only what matches `" + strings.ReplaceAll(run.Only, "|", "\\|") + "`"
+		}
 		if run.Mode == result.Wall {
 			clock = "time, on an emulated machine: for ratios only, and roughly"
 		}

@@ -28,6 +28,7 @@ type Run struct {
 	Series      string              `json:"series"`
 	Mode        string              `json:"mode"`
 	Quick       bool                `json:"quick"`
+	Only        string              `json:"only"`     // what was chosen to be measured; empty: all
 	Emulator    string              `json:"emulator"` // QEMU's package, and how it was started
 	Commit      string              `json:"commit"`   // of offloadd
 	Go          string              `json:"go"`
