@@ -15,7 +15,7 @@ KERNEL ?= 6.12
 FUZZTIME ?= 20000x
 export CGO_ENABLED = 0
 
-.PHONY: help demo test build lint test-host fuzz test-runner test-vm test-no-tls test-languages test-long shell bpf FORCE
+.PHONY: help demo test build lint test-host fuzz test-runner test-vm test-no-tls test-languages test-long bench bench-quick bench-gate bench-baseline shell bpf FORCE
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,7 +39,7 @@ $(VM): FORCE
 	@mkdir -p $(BIN)
 	@go build -trimpath -o $(VM) ./test/vm
 
-test: lint test-host fuzz test-no-tls test-runner test-vm test-languages ## Everything: lint, race detector, fuzzing, all kernels
+test: lint test-host fuzz test-no-tls test-runner test-vm test-languages bench-gate ## Everything: lint, race detector, fuzzing, all kernels, costs
 
 lint: ## gofmt (a test), go vet, staticcheck
 	go vet ./...
@@ -76,7 +76,7 @@ test-vm: $(VM) ## All that depends on the kernel, on each; the rest beside OpenS
 	$(VM) test -together 2 -parallel 1 -run 'TestTheWatch|TestTheKernelDoesTheSame|TestFollowing|TestAPeerThatClosed|TestASuiteThat|TestMultipathTCP' ./test/vm/watch ./ktls/userspace
 	OFFLOADD_EXPECT_NO_BPF_LSM=1 $(VM) test -kernels $(KERNEL) -append 'lsm=landlock,yama' -run 'TestGuards|TestTheForm|TestAnUpgrade|TestEveryWay' ./bpf
 	OFFLOADD_EXPECT_LOCKDOWN=1 $(VM) test -kernels $(KERNEL) -append lockdown=confidentiality -run 'TestGuards|Lockdown' ./bpf
-	$(VM) test -together 2 -parallel 1 ./bpf/...
+	$(VM) test -together 2 -parallel 1 ./bpf/... ./cmd/offloadd/internal/bench
 	OFFLOADD_TEST_GUARD=7 $(VM) test -watch -together 2 -parallel 1 -module test/vm/tlsnic -timeout 40m ./ktls ./cmd/offloadd ./cmd/offloadd/internal/custody
 
 test-long: $(VM) ## Longer than test has time for: 1 GiB both ways with a KeyUpdate before each MiB; a soak of faults
@@ -85,6 +85,20 @@ test-long: $(VM) ## Longer than test has time for: 1 GiB both ways with a KeyUpd
 
 test-languages: $(VM) ## The examples in other languages, on all kernels, with compilers and interpreters on a disk
 	OFFLOADD_EXPECT_LANGUAGES=1 $(VM) test -languages -together 2 -parallel 1 -file blob/handoff/examples -file blob/handoff/preload -run Languages ./ktls ./cmd/offloadd
+
+# On the instruction clock, so that the figures hardly depend on what else the machine does.
+REPORT ?= $(CACHE)/report
+bench: $(VM) ## Measure ours and the peers on two kernels, and report; takes an hour. REPORT=directory
+	$(VM) bench -out $(REPORT)
+
+bench-quick: $(VM) ## The same on one kernel, with less work and fewer repetitions; takes some minutes
+	$(VM) bench -quick -kernels $(KERNEL) -out $(REPORT)
+
+bench-gate: $(VM) ## Fail if what we cost has risen from the recorded baseline
+	$(VM) bench -kernels 6.12 -gate test/vm/bench/baseline.json
+
+bench-baseline: $(VM) ## Record the baseline of bench-gate anew
+	$(VM) bench -kernels 6.12 -record test/vm/bench/baseline.json
 
 shell: build $(VM) ## A shell in the virtual machine; KERNEL=6.1, 6.12 or 7
 	@$(VM) exec -kernel $(KERNEL) -no-dir -file $(BIN)/offloadd:/usr/bin/offloadd -- /bin/sh

@@ -28,7 +28,7 @@ func TestEveryCommandExplainsItselfWithAnExample(t *testing.T) {
 	if code != exitOK {
 		t.Fatalf("offloadd --help exits with %d", code)
 	}
-	for _, c := range []string{"bpf", "check", "demo", "handshake", "inetd", "inspect", "relay", "revoke", "serve", "sign", "status"} {
+	for _, c := range []string{"bench", "bpf", "check", "demo", "handshake", "inetd", "inspect", "relay", "revoke", "serve", "sign", "status"} {
 		if !strings.Contains(help, "\n  "+c+" ") {
 			t.Errorf("offloadd --help does not name %s", c)
 		}
@@ -61,6 +61,20 @@ func TestWrongUseIsExplained(t *testing.T) {
 		{"no subcommand", []string{"bpf"}, "load, status or unload"},
 		{"unknown subcommand", []string{"bpf", "lode"}, "load, status or unload"},
 		{"surplus argument of a subcommand", []string{"bpf", "load", "now"}, `"offloadd bpf load --help"`},
+		{"no discipline", []string{"bench"}, "server, client, proxy or handover"},
+		{"path of a bench", []string{"bench", "server", "--path", "https"}, "plain-write, plain-sendfile, tls,"},
+		{"path of a proxy", []string{"bench", "proxy", "--path", "userspace", "--target", "x"}, "plain, tls, ktls"},
+		{"proxy to nowhere", []string{"bench", "proxy", "--path", "tls"}, "--target"},
+		{"handed by nobody", []string{"bench", "server", "--path", "handed"}, "--application"},
+		{"application without a daemon", []string{"bench", "server", "--path", "tls", "--application", "/x"}, "--path=handed"},
+		{"half a certificate", []string{"bench", "server", "--path", "tls", "--cert", "x"}, "needs its key"},
+		{"size of writes", []string{"bench", "server", "--path", "tls", "--size-of-writes", "0"}, "1 byte to 64 MiB"},
+		{"no number of bytes", []string{"bench", "client", "h:1", "-n", "many"}, "256KiB"},
+		{"no time", []string{"bench", "client", "h:1", "-t", "soon"}, "500ms"},
+		{"no record layer", []string{"bench", "client", "h:1", "--tls", "ssl"}, "crypto-tls, ktls, discard, none"},
+		{"discarding an upload", []string{"bench", "client", "h:1", "--tls", "discard"}, "only download"},
+		{"no server to measure", []string{"bench", "client"}, `"offloadd bench client --help"`},
+		{"no hand-over", []string{"bench", "handover", "--count", "0"}, "--count=0"},
 		{"form of guards", []string{"bpf", "load", "--form", "lms"}, "lsm or fmod_ret"},
 		{"no listener", []string{"serve"}, "--listen, --certificate and --key"},
 		{"flags and file", []string{"serve", "-c", "x", "--listen", ":1"}, "write the listener into the file"},
@@ -182,7 +196,7 @@ func TestWithoutKernelTLS(t *testing.T) {
 	}
 	for _, args := range [][]string{
 		{"serve", "--listen", "127.0.0.1:0", "--certificate", "c", "--key", "k", "--worker-user", "60601"},
-		{"demo"},
+		{"demo"}, {"bench", "server", "--path", "ktls-write"}, {"bench", "proxy", "--path", "ktls", "--target", "127.0.0.1:1"}, {"bench", "handover"},
 	} {
 		code, _, stderr := call("", args...)
 		if code != exitMachine || !strings.Contains(stderr, remedy) && !strings.Contains(stderr, "install the package") {

@@ -102,7 +102,8 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 		return stepOffered, err
 	}
 	defer r.destroy()
-	c.listener.daemon.metrics.handshakes.Observe(time.Since(offered).Seconds())
+	handshake := time.Since(offered)
+	c.listener.daemon.metrics.handshakes.Observe(handshake.Seconds())
 	reached(stepOpened)
 	c.facts = r.facts
 	var cannot error
@@ -135,7 +136,7 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	if err != nil {
 		return stepInstalled, err
 	}
-	c.logInstalled(w, &r, info, time.Since(start))
+	c.logInstalled(w, &r, info, handshake, time.Since(start))
 	c.listener.daemon.metrics.installed(c.facts, info)
 	c.recordCustody(entry, info, start)
 	c.listener.daemon.custody.Keep(c.cookie, keep(attendant, c.facts, c.accepted))
@@ -203,12 +204,12 @@ func (c *connection) logEnded(at step, err error) {
 	log.Warn("connection ended", "step", at, "error", err)
 }
 
-func (c *connection) logInstalled(w *workerProcess, r *reply, info ktls.Info, install time.Duration) {
+func (c *connection) logInstalled(w *workerProcess, r *reply, info ktls.Info, handshake, install time.Duration) {
 	c.log.Info("installed", append(c.agreed(),
 		"tx", info.TX.String(), "rx", info.RX.String(), "path_reason", info.Reason, "no_pad", info.NoPad,
 		"worker_pid", w.cmd.Process.Pid, "sealer", w.opener.ID().String(),
 		"read_blob_bytes", r.readSize, "write_blob_bytes", r.writeSize,
-		"open_us", r.openTime.Microseconds(), "enter_us", r.enterTime.Microseconds(), "install_us", install.Microseconds(),
+		"handshake_us", handshake.Microseconds(), "open_us", r.openTime.Microseconds(), "enter_us", r.enterTime.Microseconds(), "install_us", install.Microseconds(),
 		"accept_to_installed_us", time.Since(c.accepted).Microseconds())...)
 }
 

@@ -109,9 +109,14 @@ application, which reads and writes plain bytes.`,
 	})
 	root.AddCommand(serveCommand(env), handshakeCommand(env), relayCommand(env), signCommand(env), checkCommand(env), inspectCommand(env),
 		statusCommand(env), topCommand(env), revokeCommand(env), demoCommand(env), demoApplicationCommand(env), bpfCommand(env),
-		inetdCommand(env))
-	for _, c := range root.Commands() {
-		// cobra's own argument errors carry no exit code.
+		inetdCommand(env), benchCommand(env))
+	explainArguments(root.Commands())
+	return root
+}
+
+// explainArguments gives cobra's own argument errors an exit code.
+func explainArguments(commands []*cobra.Command) {
+	for _, c := range commands {
 		if args := c.Args; args != nil {
 			c.Args = func(c *cobra.Command, a []string) error {
 				if err := args(c, a); err != nil {
@@ -121,5 +126,4 @@ application, which reads and writes plain bytes.`,
 			}
 		}
 	}
-	return root
 }

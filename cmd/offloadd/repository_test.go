@@ -35,14 +35,18 @@ var mayImport = map[string][]string{
 	"ktls/ktlstest": {"blob", "ktls"},
 	// It stands in for ktls.Conn, so it has its errors, and its rules for a peer's messages.
 	"ktls/userspace": {"blob", "ktls"},
-	"cmd/offloadd": {"blob", "blob/handoff", "handshaker", "ktls", "ktls/userspace", "bpf", "cmd/offloadd/internal/custody",
+	"cmd/offloadd": {"blob", "blob/handoff", "handshaker", "ktls", "ktls/userspace", "bpf", "cmd/offloadd/internal/bench", "cmd/offloadd/internal/custody",
 		"cmd/offloadd/internal/ledger", "cmd/offloadd/internal/signer", "cmd/offloadd/internal/token"},
+	"cmd/offloadd/internal/bench":           {"blob", "handshaker", "ktls", "ktls/userspace"},
 	"cmd/offloadd/internal/custody":         {},
 	"cmd/offloadd/internal/ledger":          {"blob"},
 	"cmd/offloadd/internal/signer":          {},
 	"cmd/offloadd/internal/token":           {},
 	"cmd/offloadd/internal/token/tokentest": {},
-	"test/vm":                               {"test/vm/watch"},
+	"test/vm":                               {"test/vm/bench/result", "test/vm/watch"},
+	"test/vm/bench":                         {"test/vm/bench/result"},
+	"test/vm/bench/reporter":                {"test/vm/bench/result"},
+	"test/vm/bench/result":                  {},
 	"test/vm/watch":                         {},
 }
 

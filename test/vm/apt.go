@@ -24,6 +24,8 @@ import (
 // The mirror, proxies and keys are the machine's own.
 type apt struct {
 	dir      string
+	suites   []suite
+	target   string // the suite whose versions are preferred
 	progress *progress
 }
 
@@ -43,7 +45,7 @@ func (a *apt) setUp(ctx context.Context) error {
 	}
 	for name, content := range map[string]string{
 		"status":       "",
-		"sources.list": sourcesList(mirrors, fileExists(keyring)),
+		"sources.list": sourcesList(mirrors, fileExists(keyring), a.suites),
 		"apt.conf":     a.configuration(),
 	} {
 		if err := os.WriteFile(filepath.Join(a.dir, name), []byte(content), 0o644); err != nil {
@@ -132,7 +134,7 @@ func parseMirrors(output string) mirrors {
 	return found
 }
 
-func sourcesList(from mirrors, signed bool) string {
+func sourcesList(from mirrors, signed bool, suites []suite) string {
 	var list strings.Builder
 	options := "[arch=amd64]"
 	if signed {
@@ -159,16 +161,16 @@ func (a *apt) update(ctx context.Context) error {
 	if err := a.run(ctx, a.dir, "apt-get", "update", "-o", "APT::Update::Error-Mode=any"); err != nil {
 		return fmt.Errorf("fetch package lists: %w", err)
 	}
-	a.progress.done(fmt.Sprintf("%d suites", len(suites)))
+	a.progress.done(fmt.Sprintf("%d suites", len(a.suites)))
 	return nil
 }
 
-// install downloads packages of the suite with all their dependencies into dir.
+// install downloads packages of the preferred suite with all their dependencies into dir.
 func (a *apt) install(ctx context.Context, dir string, packages []string) error {
 	if err := os.MkdirAll(filepath.Join(dir, "partial"), 0o755); err != nil {
 		return err
 	}
-	arguments := append([]string{"install", "--download-only", "-t", userlandSuite,
+	arguments := append([]string{"install", "--download-only", "-t", a.target,
 		"-o", "Dir::Cache::archives=" + dir}, packages...)
 	return a.run(ctx, dir, "apt-get", arguments...)
 }

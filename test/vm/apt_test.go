@@ -42,7 +42,7 @@ func TestParseMirrors(t *testing.T) {
 }
 
 func TestSourcesList(t *testing.T) {
-	list := sourcesList(mirrors{main: "http://m.test/debian"}, true)
+	list := sourcesList(mirrors{main: "http://m.test/debian"}, true, suites)
 	if strings.Contains(list, "security") {
 		t.Errorf("a machine without a security mirror has no such suite:\n%s", list)
 	}

@@ -29,7 +29,7 @@ func newFetcher() (*fetcher, error) {
 	return &fetcher{
 		cache:    cache,
 		progress: progress,
-		apt:      &apt{dir: cache.path("apt"), progress: progress},
+		apt:      &apt{dir: cache.path("apt"), suites: suites, target: userlandSuite, progress: progress},
 	}, nil
 }
 
@@ -94,8 +94,12 @@ func (f *fetcher) buildHostTools(ctx context.Context) error {
 
 // unpackPackages unpacks packages with all their dependencies, and lists them in packages.json.
 func (f *fetcher) unpackPackages(ctx context.Context, dir string, packages []string) error {
+	return unpackPackages(ctx, f.apt, dir, packages)
+}
+
+func unpackPackages(ctx context.Context, from *apt, dir string, packages []string) error {
 	debs := filepath.Join(dir, "debs")
-	if err := f.apt.install(ctx, debs, packages); err != nil {
+	if err := from.install(ctx, debs, packages); err != nil {
 		return err
 	}
 	if err := writeJSON(filepath.Join(dir, "packages.json"), debVersions(debs)); err != nil {

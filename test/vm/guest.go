@@ -49,6 +49,11 @@ func runGuest() error {
 			return err
 		}
 	}
+	if spec.Peers {
+		if err := mountPeers(); err != nil {
+			return err
+		}
+	}
 	port, err := openPort()
 	if err != nil {
 		return err

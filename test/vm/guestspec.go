@@ -14,6 +14,8 @@ type guestSpec struct {
 	Watch    bool           // watch what the command does with kernel TLS
 	// Languages: a disk with compilers and interpreters is attached.
 	Languages bool
+	// Peers: a disk with the programs that we are compared with is attached.
+	Peers bool
 }
 
 const (

@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -94,60 +92,22 @@ func (f *fetcher) buildLanguages(ctx context.Context, dir string) error {
 		os.RemoveAll(root))
 }
 
-// addLanguages attaches the disk. Many machines may read it at a time.
+// addLanguages attaches the disk.
 func (m *machine) addLanguages(image string) {
 	m.spec.Languages = true
-	m.hw.disk = image
+	m.hw.disks = append(m.hw.disks, disk{image: image, serial: languagesID})
 }
-
-// diskArguments attach a disk that init finds by its serial number.
-func diskArguments(image string) []string {
-	return []string{
-		"-drive", "if=none,id=languages,format=raw,readonly=on,file=" + strings.ReplaceAll(image, ",", ",,"),
-		"-device", "virtio-blk-pci,drive=languages,serial=" + languagesID,
-	}
-}
-
-// diskPatience is how long the disk may take to appear after its driver was loaded.
-const diskPatience = 20 * time.Second
 
 // mountLanguages lays the disk below /usr, so that programs are where they belong. What the guest has already is
 // preferred. Nobody writes to /usr from then on.
 func mountLanguages() error {
-	if output, err := exec.Command("/sbin/modprobe", "virtio_blk").CombinedOutput(); err != nil {
-		return fmt.Errorf("load virtio_blk: %w: %s", err, output)
-	}
-	device, err := findDisk(languagesID)
-	if err != nil {
+	if err := mountDisk(languagesID, languagesMount); err != nil {
 		return err
-	}
-	if err := os.MkdirAll(languagesMount, 0o755); err != nil {
-		return err
-	}
-	// The kernel loads the modules of both file systems itself, by way of modprobe.
-	if err := unix.Mount(device, languagesMount, "squashfs", unix.MS_RDONLY, ""); err != nil {
-		return fmt.Errorf("mount %s: %w", device, err)
 	}
 	if err := unix.Mount("overlay", "/usr", "overlay", unix.MS_RDONLY, "lowerdir=/usr:"+languagesMount+"/usr"); err != nil {
 		return fmt.Errorf("mount the disk's programs on /usr: %w", err)
 	}
 	return linkMissing(languagesMount+"/etc", "/etc")
-}
-
-func findDisk(serial string) (string, error) {
-	for end := time.Now().Add(diskPatience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
-		names, err := filepath.Glob("/sys/block/vd*/serial")
-		if err != nil {
-			return "", err
-		}
-		for _, name := range names {
-			content, err := os.ReadFile(name)
-			if err == nil && strings.TrimSpace(string(content)) == serial {
-				return "/dev/" + filepath.Base(filepath.Dir(name)), nil
-			}
-		}
-	}
-	return "", fmt.Errorf("no disk %q after %v", serial, diskPatience)
 }
 
 // linkMissing makes a link in one directory for each entry of the other that it lacks.

@@ -75,7 +75,7 @@ Exit codes: those of the command, and of our own
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(execCommand(), testCommand(), fetchCommand(), kernelsCommand(), nativeCommand(), bpfCommand())
+	root.AddCommand(execCommand(), testCommand(), fetchCommand(), kernelsCommand(), nativeCommand(), bpfCommand(), benchCommand())
 	return root
 }
 

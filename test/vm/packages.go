@@ -74,6 +74,20 @@ var languagesTrimmed = []string{
 	"usr/share/perl5",
 }
 
+// peerPackages are on the disk of --peers, from the guest's own suite; squashfs-tools makes it.
+var peerPackages = []string{"haproxy", "hitch", "iperf3", "libnginx-mod-stream", "nginx", "squashfs-tools",
+	"stunnel4"}
+
+// newPeerPackages come from releases of their own, newPeerSuites: the first HAProxy with kernel TLS is in no stable one.
+var newPeerPackages = []string{"haproxy=3.4*", "libnginx-mod-stream", "nginx"}
+
+// newPeerSuites are read only for the disk of --peers: the lists of all others would grow by half.
+var newPeerSuites = []suite{{name: "sid"}, {name: "experimental"}}
+
+// peersTrimmed are the directories that no peer needs, in each root.
+var peersTrimmed = []string{"usr/share/perl", "usr/share/perl5", "usr/lib/x86_64-linux-gnu/perl", "usr/share/haproxy",
+	"usr/lib/systemd", "usr/share/doc", "usr/share/bash-completion"}
+
 // userlandTrimmed are the path prefixes of the packages that no test needs.
 var userlandTrimmed = []string{
 	"usr/share/",

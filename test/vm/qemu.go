@@ -21,7 +21,7 @@ type hardware struct {
 	cpus   int
 	append string   // more words for the kernel's command line
 	extra  []string // more arguments for QEMU; they come last, so they win
-	disk   string   // a file with the image of a disk, or none
+	disks  []disk
 	// bootPatience is how long it may take until the command starts.
 	bootPatience time.Duration
 }
@@ -67,8 +67,8 @@ func (f *fetcher) qemu(ctx context.Context, k *kernel, h hardware, files ...*os.
 		"-device", "virtserialport,chardev=port,name="+guestPortName,
 		"-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=4", debugExitPort),
 	)
-	if h.disk != "" {
-		arguments = append(arguments, diskArguments(h.disk)...)
+	for _, one := range h.disks {
+		arguments = append(arguments, one.arguments()...)
 	}
 	command, err := f.hostTool(ctx, "usr/bin/qemu-system-x86_64", append(arguments, h.extra...)...)
 	if err != nil {
@@ -90,16 +90,29 @@ func (h hardware) arguments() []string {
 	if h.accel == accelKVM {
 		cpu = "max"
 	}
-	return []string{
+	arguments := []string{
 		"-machine", "q35",
 		"-accel", h.accel,
 		"-cpu", cpu,
 		"-smp", strconv.Itoa(h.cpus),
 		"-m", strconv.Itoa(h.memory),
 	}
+	if h.accel == accelInstructions {
+		arguments = append(arguments, "-icount", instructionClock)
+	}
+	return arguments
 }
 
 const (
 	accelTCG = "tcg,thread=multi"
 	accelKVM = "kvm"
+	// accelInstructions goes with instructionClock: the instructions of several CPUs cannot be counted by one clock.
+	accelInstructions = "tcg,thread=single"
 )
+
+// instructionClock makes the guest's clock count instructions, one a nanosecond. Time in which the guest waits is
+// skipped.
+const instructionClock = "shift=0,sleep=off"
+
+// countInstructions makes the machine one whose clock counts instructions.
+func (h *hardware) countInstructions() { h.accel, h.cpus = accelInstructions, 1 }

@@ -155,7 +155,7 @@ func (t *testRun) prepare(ctx context.Context, word string) (*kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t.machine.accel == "auto" {
+	if t.machine.accel == "auto" && !t.machine.icount {
 		if t.machine.accel, err = fetcher.accelerator(ctx, booted); err != nil {
 			return nil, err
 		}
@@ -215,6 +215,12 @@ func (t *testRun) execPrefix(self, word string) string {
 	}
 	if o.languages {
 		words = append(words, "--languages")
+	}
+	if o.peers {
+		words = append(words, "--peers")
+	}
+	if o.icount {
+		words = append(words, "--icount")
 	}
 	if o.watch {
 		words = append(words, "--watch")

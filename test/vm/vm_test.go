@@ -151,6 +151,28 @@ func TestVMLanguages(t *testing.T) {
 	})
 }
 
+// The peers run in their roots, each with the libraries it was built for, and what they write is seen outside.
+func TestVMPeers(t *testing.T) {
+	script := `set -e; cd /peers
+		for program in nginx:-v haproxy:-v stunnel:-version hitch:--version iperf3:--version; do
+			chroot stable ${program%:*} ${program#*:} 2>&1 | grep -m1 '[0-9][.][0-9]' 
+		done
+		if test -d experimental; then chroot experimental haproxy -vv | grep -c +KTLS; chroot experimental nginx -v; else echo 1; fi
+		chroot stable nginx -t -e /tmp/log -g 'error_log /tmp/log info; pid /tmp/pid;' 2>/dev/null || true
+		test -s /tmp/log; test -e stable/dev/null; test -e stable/proc/self; ! command -v haproxy; echo written`
+	got := vmExec(t, "", "-no-dir", "-peers", "sh", "-c", script)
+	got.want(t, 0)
+	lines := strings.Split(strings.TrimSpace(got.stdout), "\n")
+	for i, want := range []string{"nginx version: nginx/", "HAProxy version 3.0", "stunnel 5", "hitch 1", "iperf 3", "1", "written"} {
+		if len(lines) <= i || !strings.HasPrefix(lines[i], want) {
+			t.Errorf("line %d of %q, want %q; %s", i, lines, want, got.stderr)
+		}
+	}
+	t.Run("without the disk", func(t *testing.T) {
+		vmExec(t, "", "-no-dir", "sh", "-c", "! test -e /peers").want(t, 0)
+	})
+}
+
 // A machine that never gets to its init, here because its CPUs stand still, is booted again, and in the end given up.
 func TestVMHungBootIsTriedAgain(t *testing.T) {
 	got := vmExec(t, "", "-no-dir", "-boot-timeout", "500ms", "-qemu-arg", "-S", "true")
@@ -223,6 +245,30 @@ func TestVMOutputIsExact(t *testing.T) {
 	}
 	if got.stderr != string(random[:1<<20]) {
 		t.Errorf("%d bytes of stderr, not as they were written", len(got.stderr))
+	}
+}
+
+// The same work is the same number of instructions, other work is not, and waiting is none. All output arrives, though
+// the guest does not know how long the host takes to read it.
+func TestVMInstructionClock(t *testing.T) {
+	const script = `set -e; nproc
+		work() { i=0; while [ $i -lt $1 ]; do i=$((i+1)); done; }
+		spent() { cut -d' ' -f1 /proc/$$/schedstat; }
+		work 1000; a=$(spent); work 20000; b=$(spent); work 20000; c=$(spent); work 40000; d=$(spent)
+		echo $((b-a)) $((c-b)) $((d-c))
+		sleep 60; yes | head -c 4000000`
+	got := vmExec(t, "", "-no-dir", "-icount", "sh", "-c", script)
+	got.want(t, 0)
+	lines := strings.SplitN(got.stdout, "\n", 3)
+	if len(lines) < 3 || lines[0] != "1" || len(lines[2]) != 4_000_000 {
+		t.Fatalf("the guest says %.100q, %d bytes", got.stdout, len(got.stdout))
+	}
+	var first, second, double float64
+	if _, err := fmt.Sscan(lines[1], &first, &second, &double); err != nil {
+		t.Fatal(err)
+	}
+	if first < 1e6 || second/first < 0.95 || second/first > 1.05 || double/first < 1.9 || double/first > 2.1 {
+		t.Errorf("20,000 rounds take %v and %v instructions, twice as many %v", first, second, double)
 	}
 }
 
