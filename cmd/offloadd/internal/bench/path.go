@@ -70,8 +70,8 @@ func (p Path) files() bool {
 }
 
 // open makes what bytes are written to out of an accepted connection. If it fails, the
-// caller closes that.
-func (p Path) open(ctx context.Context, accepted net.Conn, config *tls.Config) (net.Conn, error) {
+// caller closes that. The settings are those of kernel TLS, and not of the bare program.
+func (p Path) open(ctx context.Context, accepted net.Conn, config *tls.Config, settings func() ktls.Settings) (net.Conn, error) {
 	switch {
 	case p.plain(), p == Handed: // a handed connection has its keys
 		return accepted, nil
@@ -84,11 +84,11 @@ func (p Path) open(ctx context.Context, accepted net.Conn, config *tls.Config) (
 		return nil, err
 	}
 	defer session.Destroy()
-	return p.takeOver(accepted, session)
+	return p.takeOver(accepted, session, settings)
 }
 
 // takeOver gives the keys of a session to the record layer of the path.
-func (p Path) takeOver(accepted net.Conn, session *handshaker.Session) (net.Conn, error) {
+func (p Path) takeOver(accepted net.Conn, session *handshaker.Session, settings func() ktls.Settings) (net.Conn, error) {
 	if p == Userspace {
 		return userspace.NewConn(accepted, session.Read, session.Write)
 	}
@@ -96,11 +96,16 @@ func (p Path) takeOver(accepted net.Conn, session *handshaker.Session) (net.Conn
 	if !ok {
 		return nil, fmt.Errorf("%T: %w", accepted, ktls.ErrNotTCP)
 	}
-	if _, err := ktls.Install(tcp, session.Read, session.Write); err != nil {
-		return nil, err
-	}
 	if p == BareWrite || p == BareSendfile {
+		if _, err := ktls.Install(tcp, session.Read, session.Write); err != nil {
+			return nil, err
+		}
 		return newBareConn(tcp)
 	}
+	custody, _, err := settings().InstallKeeping(tcp, session.Read, session.Write)
+	if err != nil {
+		return nil, err
+	}
+	custody.Destroy()
 	return ktls.NewConn(tcp)
 }

@@ -70,7 +70,7 @@ func (p *Proxy) handle(ctx context.Context, accepted net.Conn) error {
 func (p *Proxy) shake(ctx context.Context, accepted net.Conn) (halfCloser, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	conn, err := p.Path.open(ctx, accepted, p.TLS)
+	conn, err := p.Path.open(ctx, accepted, p.TLS, p.settings)
 	if err != nil {
 		return nil, err
 	}

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/offloadd/offloadd/ktls"
 )
 
 // handshakeTimeout bounds a handshake.
@@ -47,6 +49,15 @@ type connections struct {
 	handling sync.WaitGroup
 	accepted atomic.Int64
 	failed   atomic.Int64
+
+	probed sync.Once
+	noPad  bool
+}
+
+// settings are those that the daemon has.
+func (c *connections) settings() ktls.Settings {
+	c.probed.Do(func() { c.noPad = ktls.TryNoPad() == nil })
+	return ktls.Settings{NoPad: c.noPad}
 }
 
 // NewServer makes what the server serves.
@@ -177,7 +188,7 @@ func (s *Server) shake(ctx context.Context, accepted net.Conn) (net.Conn, error)
 	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	return s.Path.open(ctx, accepted, s.TLS)
+	return s.Path.open(ctx, accepted, s.TLS, s.settings)
 }
 
 // errLast: the peer or we wanted no further request on the connection.
