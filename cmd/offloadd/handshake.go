@@ -61,22 +61,27 @@ type worker struct {
 // newWorker takes the channel and confines the process, before anything is read. With
 // the channel the runtime's poller is made, which needs descriptors of its own.
 func newWorker(env *environment) (*worker, error) {
-	roomyHeap()
 	daemonPID := os.Getppid()
-	if err := checkUnprivileged(); err != nil {
-		return nil, machineError("handshake worker: %w", err)
-	}
-	if isSocket(channelFD) != nil {
-		return nil, usageError("handshake is started by \"offloadd serve\": descriptor %d is no channel to a daemon", channelFD)
-	}
-	conn, err := handoff.FileConn(os.NewFile(channelFD, "channel"))
+	conn, err := takeChannel("handshake")
 	if err != nil {
 		return nil, err
 	}
 	if err := workerConfinement().enter(env); err != nil {
-		return nil, machineError("handshake worker: cannot be confined: %w", err)
+		return nil, machineError("handshake: cannot be confined: %w", err)
 	}
 	return &worker{env: env, channel: conn, daemonPID: daemonPID}, nil
+}
+
+// takeChannel takes the channel that a role was started with, if it was started as it should.
+func takeChannel(role string) (*handoff.Conn, error) {
+	roomyHeap()
+	if err := checkUnprivileged(); err != nil {
+		return nil, machineError("%s: %w", role, err)
+	}
+	if isSocket(channelFD) != nil {
+		return nil, usageError("%s is started by \"offloadd serve\": descriptor %d is no channel to a daemon", role, channelFD)
+	}
+	return handoff.FileConn(os.NewFile(channelFD, "channel"))
 }
 
 // run serves until the daemon says drain, or is gone.

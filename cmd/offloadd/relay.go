@@ -52,15 +52,8 @@ type relay struct {
 
 // newRelay takes the channel and confines the process, before anything is read.
 func newRelay(env *environment) (*relay, error) {
-	roomyHeap()
 	daemonPID := os.Getppid()
-	if err := checkUnprivileged(); err != nil {
-		return nil, machineError("relay: %w", err)
-	}
-	if isSocket(channelFD) != nil {
-		return nil, usageError("relay is started by \"offloadd serve\": descriptor %d is no channel to a daemon", channelFD)
-	}
-	conn, err := handoff.FileConn(os.NewFile(channelFD, "channel"))
+	conn, err := takeChannel("relay")
 	if err != nil {
 		return nil, err
 	}

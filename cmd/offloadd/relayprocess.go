@@ -119,21 +119,9 @@ func (r *relays) leave() {
 
 // startRelay starts a relay and returns when it is ready.
 func startRelay(p *pool) (*relayProcess, error) {
-	channel, theirs, err := handoff.Pair()
+	cmd, channel, err := p.startRole("relay", nil)
 	if err != nil {
 		return nil, err
-	}
-	cmd := exec.Command("/proc/self/exe", "relay")
-	cmd.Args[0] = os.Args[0]
-	cmd.Dir = "/"
-	cmd.Env = append(workerEnvironment(), p.env.workerEnv...)
-	cmd.Stderr = p.env.stderr
-	cmd.ExtraFiles = []*os.File{theirs}
-	err = startUnprivileged(cmd, p.uid, p.gid)
-	theirs.Close()
-	if err != nil {
-		channel.Close()
-		return nil, fmt.Errorf("start a relay as uid %d: %w", p.uid, err)
 	}
 	r := &relayProcess{cmd: cmd, channel: channel, started: time.Now(), waiting: make(map[uint64]chan<- relayed),
 		log: p.log.With("relay_pid", cmd.Process.Pid)}

@@ -75,32 +75,17 @@ func startWorkerProcess(p *pool) (*workerProcess, error) {
 	if err != nil {
 		return nil, err
 	}
-	channel, theirs, err := handoff.Pair()
-	if err != nil {
-		closeAll(signer)
-		return nil, err
-	}
 	keys := p.ticketKeys()
 	body, files, err := makeSetup(p.config, p.key.Public().Bytes(), keys, channelFD+1, signer)
 	clear(keys)
 	defer clear(body)
 	if err != nil {
-		theirs.Close()
-		channel.Close()
 		return nil, err
 	}
-	cmd := exec.Command("/proc/self/exe", "handshake")
-	cmd.Args[0] = os.Args[0]
-	cmd.Dir = "/"
-	cmd.Env = append(workerEnvironment(), p.env.workerEnv...)
-	cmd.Stderr = p.env.stderr
-	cmd.ExtraFiles = append([]*os.File{theirs}, files...)
-	err = startUnprivileged(cmd, p.uid, p.gid)
-	theirs.Close()
+	cmd, channel, err := p.startRole("handshake", files)
 	closeAll(files)
 	if err != nil {
-		channel.Close()
-		return nil, fmt.Errorf("start a worker as uid %d: %w", p.uid, err)
+		return nil, err
 	}
 	w := &workerProcess{
 		cmd: cmd, channel: channel, started: time.Now(),
@@ -127,6 +112,28 @@ func startWorkerProcess(p *pool) (*workerProcess, error) {
 		go w.watch(grant)
 	}
 	return w, nil
+}
+
+// startRole starts a process of a role as the workers' user, with a channel to it and
+// further files to inherit.
+func (p *pool) startRole(role string, files []*os.File) (*exec.Cmd, *handoff.Conn, error) {
+	channel, theirs, err := handoff.Pair()
+	if err != nil {
+		return nil, nil, err
+	}
+	cmd := exec.Command("/proc/self/exe", role)
+	cmd.Args[0] = os.Args[0]
+	cmd.Dir = "/"
+	cmd.Env = append(workerEnvironment(), p.env.workerEnv...)
+	cmd.Stderr = p.env.stderr
+	cmd.ExtraFiles = append([]*os.File{theirs}, files...)
+	err = startUnprivileged(cmd, p.uid, p.gid)
+	theirs.Close()
+	if err != nil {
+		channel.Close()
+		return nil, nil, fmt.Errorf("start \"offloadd %s\" as uid %d: %w", role, p.uid, err)
+	}
+	return cmd, channel, nil
 }
 
 // signerChannel returns a worker's channel to the signer, as a list of one file; none
