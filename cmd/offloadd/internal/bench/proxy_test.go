@@ -70,8 +70,11 @@ func TestAProxyPassesEndsOn(t *testing.T) {
 // TestAProxyPassesNoPartForTheWhole: an upload that is cut reaches the target as a reset. (For
 // crypto/tls a FIN without close_notify is an end, and so it is for a proxy with that.)
 func TestAProxyPassesNoPartForTheWhole(t *testing.T) {
-	ended := make(chan error, 1)
+	begun, ended := make(chan struct{}), make(chan error, 1)
 	target := answering(t, false, func(conn net.Conn) {
+		if _, err := io.ReadFull(conn, make([]byte, 1)); err == nil {
+			close(begun)
+		}
 		_, err := io.Copy(io.Discard, conn)
 		ended <- err
 	})
@@ -80,8 +83,18 @@ func TestAProxyPassesNoPartForTheWhole(t *testing.T) {
 	if _, err := client.Write(make([]byte, 100_000)); err != nil {
 		t.Fatal(err)
 	}
+	select {
+	case <-begun: // a FIN before the keys are in would end the connection already there
+	case <-time.After(20 * time.Second):
+		t.Fatal("nothing reaches the target")
+	}
 	tcp.Close() // FIN, and no close_notify
-	if err := <-ended; err == nil {
-		t.Error("the target takes it for complete")
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("the target takes it for complete")
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the target is not told")
 	}
 }
