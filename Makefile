@@ -72,11 +72,11 @@ test-runner: ## The virtual machine runner itself
 
 # On one kernel, all daemons of the tests run under the BPF guards.
 test-vm: $(VM) ## All that depends on the kernel, on each; the rest beside OpenSSL 3.5, on one
-	$(VM) test -kernels $(KERNEL) -parallel 2 -timeout 30m ./blob/... ./handshaker ./ktls/userspace
+	$(VM) test -kernels $(KERNEL) -parallel 2 -timeout 30m ./blob/... ./handshaker ./ktls/userspace ./cmd/offloadd/internal/bench
 	$(VM) test -together 2 -parallel 1 -run 'TestTheWatch|TestTheKernelDoesTheSame|TestFollowing|TestAPeerThatClosed|TestASuiteThat|TestMultipathTCP' ./test/vm/watch ./ktls/userspace
 	OFFLOADD_EXPECT_NO_BPF_LSM=1 $(VM) test -kernels $(KERNEL) -append 'lsm=landlock,yama' -run 'TestGuards|TestTheForm|TestAnUpgrade|TestEveryWay' ./bpf
 	OFFLOADD_EXPECT_LOCKDOWN=1 $(VM) test -kernels $(KERNEL) -append lockdown=confidentiality -run 'TestGuards|Lockdown' ./bpf
-	$(VM) test -together 2 -parallel 1 ./bpf/... ./cmd/offloadd/internal/bench
+	$(VM) test -together 2 -parallel 1 ./bpf/...
 	OFFLOADD_TEST_GUARD=7 $(VM) test -watch -together 2 -parallel 1 -module test/vm/tlsnic -timeout 40m ./ktls ./cmd/offloadd ./cmd/offloadd/internal/custody
 
 test-long: $(VM) ## Longer than test has time for: 1 GiB both ways with a KeyUpdate before each MiB; a soak of faults
