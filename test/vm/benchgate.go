@@ -42,18 +42,36 @@ func (b *benchRun) compare(ctx context.Context) error {
 	} else if !found {
 		return fmt.Errorf("there is no baseline %s; record one: make bench-baseline", b.gate)
 	}
-	run, err := b.boot(ctx, b.kernels[0])
+	verdicts, err := b.judge(ctx, &baseline)
 	if err != nil {
 		return err
+	}
+	if result.Failed(verdicts) > 0 {
+		// What differs from boot to boot is not in what we do: a row must fail in two.
+		fmt.Println("Measuring once more: a row has to be dearer in two boots.")
+		again, err := b.judge(ctx, &baseline)
+		if err != nil {
+			return err
+		}
+		verdicts = result.InBoth(verdicts, again)
+	}
+	if err := result.PrintVerdicts(os.Stdout, verdicts); err != nil {
+		return &exitError{code: 1, err: err}
+	}
+	return nil
+}
+
+// judge compares the rows of one boot.
+func (b *benchRun) judge(ctx context.Context, baseline *result.Baseline) ([]result.Verdict, error) {
+	run, err := b.boot(ctx, b.kernels[0])
+	if err != nil {
+		return nil, err
 	}
 	for _, failure := range run.Failures {
 		fmt.Printf("%s, %s: %s\n", failure.Discipline, failure.Row, failure.Why)
 	}
 	fmt.Printf("Instructions of the server on kernel %s; the baseline is of %s.\n", run.Kernel, baseline.Kernel)
-	if err := result.PrintVerdicts(os.Stdout, baseline.Judge(run)); err != nil {
-		return &exitError{code: 1, err: err}
-	}
-	return nil
+	return baseline.Judge(run), nil
 }
 
 // recordBaseline boots several times: ratios of one boot are alike, and what differs from boot to boot is what a

@@ -54,15 +54,34 @@ func (b *Baseline) Judge(run *Run) []Verdict {
 	return verdicts
 }
 
+// Failed counts the rows that failed.
+func Failed(verdicts []Verdict) (n int) {
+	for _, v := range verdicts {
+		if v.Why != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// InBoth returns verdicts of the same rows in two boots, where only what failed in both fails.
+func InBoth(first, second []Verdict) []Verdict {
+	both := make([]Verdict, len(first))
+	for i := range first {
+		both[i] = second[i]
+		if first[i].Why == "" {
+			both[i] = first[i]
+		}
+	}
+	return both
+}
+
 // PrintVerdicts writes a table, and returns an error if anything failed.
 func PrintVerdicts(out io.Writer, verdicts []Verdict) error {
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "WORK\tROW\tREFERENCE\tBASELINE\tNOW\tNOW/BASELINE\tMAY BE\tINSTRUCTIONS THEN\tNOW\t")
-	failed := 0
+	failed := Failed(verdicts)
 	for _, v := range verdicts {
-		if v.Why != "" {
-			failed++
-		}
 		fmt.Fprintf(table, "%s\t%s\t%s\t%.3f\t%.3f\t%.3f\t%.3f\t%.4g\t%.4g\t%s\n", v.Discipline, v.Row, v.Reference, v.Ratio, v.Now,
 			v.Now/v.Ratio, 1+v.Tolerance, v.Cost, v.NowCost, v.Why)
 	}

@@ -32,3 +32,21 @@ func TestTheGateLetsThroughWhatIsWithinTheTolerance(t *testing.T) {
 		t.Error("a baseline without rows passes")
 	}
 }
+
+func TestARowFailsOnlyIfItDoesInTwoBoots(t *testing.T) {
+	verdicts := func(whys ...string) (all []Verdict) {
+		for _, why := range whys {
+			all = append(all, Verdict{Why: why})
+		}
+		return all
+	}
+	both := InBoth(verdicts("", "", "dearer", "dearer"), verdicts("", "dearer", "", "not measured"))
+	for i, want := range []string{"", "", "", "not measured"} {
+		if both[i].Why != want {
+			t.Errorf("row %d: %q, want %q", i, both[i].Why, want)
+		}
+	}
+	if n := Failed(both); n != 1 {
+		t.Errorf("%d failed", n)
+	}
+}
