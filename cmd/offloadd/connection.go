@@ -123,7 +123,7 @@ func (c *connection) keyed(ctx context.Context, reached func(step)) (step, error
 	r.enterTime = time.Since(start)
 	reached(stepEntered)
 	if cannot != nil {
-		return c.relayed(ctx, w, &r, entered, cannot)
+		return c.relayed(w, &r, entered, cannot)
 	}
 	start = time.Now()
 	read, write := entered.Take()

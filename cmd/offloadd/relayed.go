@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"os"
 	"syscall"
@@ -21,11 +20,11 @@ var errRelayed = errors.New("the records of this connection are made by a relay,
 // relayed gives the keys to a relay, since the kernel cannot have them, for this reason.
 // From the message to the relay on nobody else has them, and whatever fails ends the
 // connection.
-func (c *connection) relayed(ctx context.Context, w *workerProcess, r *reply, entered *ledger.Entered, reason error) (step, error) {
+func (c *connection) relayed(w *workerProcess, r *reply, entered *ledger.Entered, reason error) (step, error) {
 	start := time.Now()
 	read, write := entered.Take()
 	entry := c.custodyEntry(w, read.Epoch, write.Epoch)
-	plain, p, err := c.listener.daemon.relays.relay(ctx, c, read, write)
+	plain, p, err := c.listener.daemon.relays.relay(c, read, write)
 	if err != nil {
 		return stepEntered, err
 	}

@@ -380,3 +380,29 @@ func TestARelayEndsWithItsLastConnection(t *testing.T) {
 		}
 	}
 }
+
+// TestNoConnectionIsLostWhenRelaysAreReplaced: many at once, each relay for three.
+func TestNoConnectionIsLostWhenRelaysAreReplaced(t *testing.T) {
+	requireDaemon(t)
+	d := startDaemon(t, sharedIdentity(t), daemonOptions{settings: "workers = 2\nworker_connections = 3", listener: `kernel_tls = "never"`})
+	d.serveApplication(echo)
+	const connections = 24
+	failed := make(chan error, connections)
+	for range connections {
+		go func() {
+			c, err := d.dial(d.clientConfig())
+			if err == nil {
+				err = echoOnce(c)
+				c.Close()
+			}
+			failed <- err
+		}()
+	}
+	for range connections {
+		if err := <-failed; err != nil {
+			t.Errorf("%v\n%s", err, d.log.dump())
+		}
+	}
+	d.waitStatus("empty", func(s statusJSONOf) bool { return s.Daemon.Totals == custody.Totals{Ended: connections} })
+	d.waitFor("relay left", connections/3-1) // the last one waits for more
+}

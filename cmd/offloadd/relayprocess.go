@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,8 +38,11 @@ type relayProcess struct {
 	cmd     *exec.Cmd
 	channel *handoff.Conn
 	log     *slog.Logger
-	offered int // guarded by relays.mu
 	started time.Time
+
+	offered int  // guarded by relays.mu
+	pending int  // guarded by relays.mu: connections that are given, and not answered
+	retired bool // guarded by relays.mu: it gets no more, and is told when none is pending
 
 	// sealing keeps the order of blobs on the channel the order of the ratchet.
 	sealing sync.Mutex
@@ -56,9 +58,14 @@ type relayed struct {
 	err   error
 }
 
+// relayTimeout bounds a relay's answer, which takes no network: one that is later is stuck.
+// It is not what is left of the peer's time, since the end of a relay is that of all its
+// connections.
+const relayTimeout = 10 * time.Second
+
 // relay gives both keys of a connection to a relay, which destroys them here, and returns
 // the plain end.
-func (r *relays) relay(ctx context.Context, c *connection, read, write *blob.State) (*os.File, *relayProcess, error) {
+func (r *relays) relay(c *connection, read, write *blob.State) (*os.File, *relayProcess, error) {
 	defer read.Destroy()
 	defer write.Destroy()
 	// The relay may not ask.
@@ -69,15 +76,18 @@ func (r *relays) relay(ctx context.Context, c *connection, read, write *blob.Sta
 	if err != nil {
 		return nil, nil, err
 	}
+	defer r.answered(p)
 	replies, err := p.offer(c, read, write)
 	if err != nil {
 		return nil, p, err
 	}
+	timer := time.NewTimer(relayTimeout)
+	defer timer.Stop()
 	select {
 	case done := <-replies:
 		return done.plain, p, done.err
-	case <-ctx.Done():
-		p.kill() // it answers at once, or is stuck
+	case <-timer.C:
+		p.kill()
 		done := <-replies
 		if done.err == nil {
 			done.plain.Close()
@@ -93,28 +103,44 @@ func (r *relays) take() (*relayProcess, error) {
 	p := r.current
 	if p != nil && p.offered < r.pool.config.WorkerConnections && time.Since(p.started) < time.Duration(r.pool.config.WorkerLifetime) && p.alive() {
 		p.offered++
+		p.pending++
 		return p, nil
 	}
 	next, err := startRelay(r.pool)
 	if err != nil {
 		return nil, err
 	}
-	if p != nil {
-		p.drain()
-	}
-	next.offered = 1
+	r.retire()
+	next.offered, next.pending = 1, 1
 	r.current = next
 	return next, nil
 }
 
-// leave tells the relay that nothing more comes.
+// answered ends what take began.
+func (r *relays) answered(p *relayProcess) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p.pending--; p.retired && p.pending == 0 {
+		p.drain()
+	}
+}
+
+// retire tells the relay that nothing more comes, once nothing is on its way to it. The
+// caller holds mu.
+func (r *relays) retire() {
+	if p := r.current; p != nil {
+		if p.retired = true; p.pending == 0 {
+			p.drain()
+		}
+	}
+	r.current = nil
+}
+
+// leave is retire for the daemon's end.
 func (r *relays) leave() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.current != nil {
-		r.current.drain()
-	}
-	r.current = nil
+	r.retire()
 }
 
 // startRelay starts a relay and returns when it is ready.
