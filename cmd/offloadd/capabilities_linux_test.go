@@ -107,8 +107,8 @@ func TestEachCapabilityOfTheDaemonIsNeeded(t *testing.T) {
 		}
 	}
 	needs := map[cap.Value]func(t *testing.T, name string){
-		cap.SETUID:    noWorker("start a worker as uid 60601: fork/exec /proc/self/exe: operation not permitted"),
-		cap.SETGID:    noWorker("start a worker as uid 60601: fork/exec /proc/self/exe: operation not permitted"),
+		cap.SETUID:    noWorker("start \"offloadd handshake\" as uid 60601: fork/exec /proc/self/exe: operation not permitted"),
+		cap.SETGID:    noWorker("start \"offloadd handshake\" as uid 60601: fork/exec /proc/self/exe: operation not permitted"),
 		cap.KILL:      func(t *testing.T, name string) { workersThatHangLive(t, id, name) },
 		cap.NET_ADMIN: func(t *testing.T, name string) { pathIsUnknown(t, id, name) },
 	}

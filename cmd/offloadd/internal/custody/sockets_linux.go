@@ -108,7 +108,7 @@ func (s *sockets) subscribe(buffer int) error {
 // run receives until ctx ends. A census is made when its time comes, and at once when
 // the kernel had no room for a message (ENOBUFS).
 func (s *sockets) run(ctx context.Context) {
-	next, lost := time.Now().Add(censusInterval), false
+	next, lost, again := time.Now().Add(censusInterval), false, false
 	for ctx.Err() == nil {
 		if err := s.file.SetReadDeadline(next); err != nil {
 			return // closed
@@ -121,7 +121,9 @@ func (s *sockets) run(ctx context.Context) {
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded):
 		case errors.Is(err, unix.ENOBUFS):
-			lost = true
+			// What is lost until the queue is empty again gives no sign of its own
+			// (net/netlink/af_netlink.c, NETLINK_S_CONGESTED): there is one more census for it.
+			lost, again = true, true
 			s.log.Warn("the end of some sockets was not heard; looking for them")
 		default:
 			// Nothing that is known; whatever it was, the census sees to it.
@@ -135,11 +137,14 @@ func (s *sockets) run(ctx context.Context) {
 			s.log.Warn("cannot compare custody with the kernel's sockets", "error", err)
 			next = time.Now().Add(retryPause)
 		} else {
-			census.Lost, lost = lost, false
+			census.Lost = lost
 			for _, l := range s.listeners {
 				l.Reconciled(census)
 			}
 			next = time.Now().Add(censusInterval)
+			if lost = again; again {
+				next, again = time.Now().Add(retryPause), false
+			}
 		}
 	}
 }
