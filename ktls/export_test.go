@@ -193,23 +193,27 @@ func TestWhatNobodyHasReadMovesWithTheSocket(t *testing.T) {
 // TestExportWaitsUntilTCPHasAllRecords: what a slow peer leaves queued in kernel TLS
 // is waited for, and named if it does not drain.
 func TestExportWaitsUntilTCPHasAllRecords(t *testing.T) {
+	ktlstest.Require(t)
+	waited := 0
+	defer func() {
+		// On a busy machine TCP may take whole records all the time; not with each suite.
+		if waited == 0 && !givesWholeRecords() && !t.Failed() {
+			t.Error("TCP had taken all records each time: nothing was waited for")
+		}
+	}()
 	for _, suite := range []blob.CipherSuite{suite13, suite12, blob.TLS_CHACHA20_POLY1305_SHA256} {
 		t.Run(suite.String(), func(t *testing.T) {
 			k, peer := newKept(t, suite)
 			// A record does not fit into the send buffer, so TCP takes a part of it.
-			if err := peer.NetConn().(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
+			if err := errors.Join(k.tcp.SetWriteBuffer(4<<10), peer.NetConn().(*net.TCPConn).SetReadBuffer(4<<10)); err != nil {
 				t.Fatal(err)
 			}
 			var sent, arrived []byte
 			s, err := ktlstest.States{}, error(nil)
-			// It may end just where TCP has taken all. Then the peer makes room, and TCP has
-			// another size, so that it does not end there for ever.
-			for i := range 10 {
-				if err := k.tcp.SetWriteBuffer((4 + i) << 10); err != nil {
-					t.Fatal(err)
-				}
+			// It may end just where TCP has taken all. Then the peer makes room.
+			for last := 9; ; last-- {
 				sent = append(sent, fillMore(t, k.conn)...)
-				if s, err = exportWithin(k, 100*time.Millisecond); err != nil || givesWholeRecords() {
+				if s, err = exportWithin(k, 100*time.Millisecond); err != nil || givesWholeRecords() || last == 0 {
 					break
 				}
 				k.custody, _, err = ktls.Adopt(k.tcp, s.Read, s.Write)
@@ -224,9 +228,11 @@ func TestExportWaitsUntilTCPHasAllRecords(t *testing.T) {
 				arrived = append(arrived, some...)
 			}
 			var notQuiet *ktls.NotQuietError
-			if wholeRecords := err == nil && givesWholeRecords(); !wholeRecords &&
-				(!errors.As(err, &notQuiet) || !strings.Contains(notQuiet.What, "not with TCP yet")) {
-				t.Fatalf("%v with %d bytes written to a peer that does not read", err, len(sent))
+			if err != nil {
+				waited++
+				if !errors.As(err, &notQuiet) || !strings.Contains(notQuiet.What, "not with TCP yet") {
+					t.Fatalf("%v with %d bytes written to a peer that does not read", err, len(sent))
+				}
 			}
 			received := make(chan error, 1)
 			go func() {
