@@ -16,7 +16,7 @@ import (
 
 // minTolerance is how much a ratio may rise at least. A change that costs less is not seen, and none of a compiler's
 // that costs less is taken for ours.
-const minTolerance = 0.05
+const minTolerance = 0.08
 
 // spreadsAllowed: a row whose boots differ may rise by so many times the most that one of them was off.
 const spreadsAllowed = 3
