@@ -170,6 +170,29 @@ func TestEverySuiteAsServer(t *testing.T) {
 	}
 }
 
+// TestPaddedRecordsArriveWhole: where the kernel expects none, it opens each of them twice.
+func TestPaddedRecordsArriveWhole(t *testing.T) {
+	requireDaemon(t)
+	d := startDaemon(t, sharedIdentity(t), daemonOptions{settings: "workers = 1"})
+	p := newPayload(t)
+	done := make(chan error, 1)
+	d.serveApplication(func(c net.Conn) { done <- errors.Join(p.both(c, c), c.Close()) })
+	before, err := ktls.ReadStats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(d.opensslTransfers(p, blob.TLS_AES_128_GCM_SHA256, "-record_padding", "1000", "-max_send_frag", "9700"), <-done); err != nil {
+		t.Errorf("%v\n%s", err, d.log.dump())
+	}
+	after, err := ktls.ReadStats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := after.RxNoPadViolation - before.RxNoPadViolation; n < 500 {
+		t.Errorf("%d padded records came: this test shows nothing", n)
+	}
+}
+
 // expectKernelTLS checks the kernel's counters around f: n sockets more in each
 // direction, and no record that did not authenticate.
 func expectKernelTLS(t *testing.T, n uint64, f func()) {
@@ -189,11 +212,11 @@ func expectKernelTLS(t *testing.T, n uint64, f func()) {
 	}
 }
 
-func (d *testDaemon) opensslTransfers(p *payload, suite blob.CipherSuite) error {
+func (d *testDaemon) opensslTransfers(p *payload, suite blob.CipherSuite, more ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "openssl", append([]string{"s_client", "-quiet", "-verify_quiet", "-verify_return_error",
-		"-connect", d.address, "-servername", "localhost", "-CAfile", d.id.caPath}, opensslSuite(suite)...)...)
+		"-connect", d.address, "-servername", "localhost", "-CAfile", d.id.caPath}, append(opensslSuite(suite), more...)...)...)
 	return pipeTransfer(cmd, func(stdin io.Writer, stdout io.Reader) error { return p.both(stdin, stdout) })
 }
 
